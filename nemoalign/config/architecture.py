@@ -1,0 +1,127 @@
+"""The architecture a checkpoint's ``model_config.yaml`` describes, typed, with NeMo's defaults.
+
+Field names and defaults are NeMo's (``megatron_gpt_model.py::model_provider_func`` and
+``megatron_base_model.py::build_transformer_config`` at v2.2.0): an absent ``bias`` means True, an
+absent ``activation`` means gelu, an absent ``position_embedding_type`` means learned_absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nemoalign.errors import ContentError
+
+GATED = ("geglu", "fast-geglu", "swiglu", "fast-swiglu", "reglu", "fast-reglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Everything that decides shapes and arithmetic of a GPT; locked once a checkpoint exists."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int | None = None
+    kv_channels: int | None = None
+    encoder_seq_length: int = 512
+    max_position_embeddings: int = 512
+    normalization: str = "layernorm"
+    layernorm_zero_centered_gamma: bool = False
+    layernorm_epsilon: float = 1e-5
+    activation: str = "gelu"
+    openai_gelu: bool = False
+    bias: bool = True
+    qkv_bias: bool = False
+    qk_layernorm: bool = False
+    bias_activation_fusion: bool = True
+    position_embedding_type: str = "learned_absolute"
+    rotary_percentage: float = 1.0
+    rotary_base: float = 10000.0
+    rotary_interleaved: bool = False
+    seq_len_interpolation_factor: float | None = None
+    scale_positional_embedding: bool = False
+    scale_factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    old_context_len: int = 8192
+    share_embeddings_and_output_weights: bool = True
+    make_vocab_size_divisible_by: int = 128
+    override_vocab_size: int | None = None
+    apply_embedding_scaling: bool = False
+    window_size: tuple[int, int] | None = None
+    init_method_std: float = 0.02
+    num_moe_experts: int | None = None
+    moe_router_topk: int = 2
+    transformer_block_type: str = "pre_ln"
+
+    @classmethod
+    def from_nemo(cls, config: Mapping[str, Any]) -> Architecture:
+        """Return the architecture a resolved ``model_config.yaml`` describes.
+
+        Raises:
+            ContentError: when a size without a default is absent or a value has the wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        given = {key: value for key, value in config.items() if key in known and value is not None}
+        required = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+        missing = [name for name in required if name not in given]
+        if missing:
+            raise ContentError(
+                f"model_config.yaml lacks {', '.join(missing)}; this is no GPT configuration."
+            )
+        if "window_size" in given:
+            given["window_size"] = tuple(int(side) for side in given["window_size"])
+        try:
+            return cls(**{name: _typed(name, value) for name, value in given.items()})
+        except (TypeError, ValueError) as error:
+            raise ContentError(f"model_config.yaml: {error}") from error
+
+    @property
+    def query_groups(self) -> int:
+        """Key/value heads; equal to the attention heads without grouped-query attention."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head (``kv_channels``, else hidden size / heads)."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of ``linear_qkv``: every query head plus one key and one value head per group."""
+        return (self.num_attention_heads + 2 * self.query_groups) * self.head_dim
+
+    @property
+    def gated(self) -> bool:
+        """True when ``linear_fc1`` holds [gate; up]."""
+        return self.activation in GATED
+
+    def padded_vocab_size(self, vocab_size: int, tp: int = 1) -> int:
+        """Rows of the embedding at tensor-parallel size ``tp`` (``_vocab_size_with_padding``)."""
+        if self.override_vocab_size is not None and self.override_vocab_size % tp == 0:
+            return self.override_vocab_size
+        multiple = self.make_vocab_size_divisible_by * tp
+        return -(-vocab_size // multiple) * multiple
+
+
+_INTEGERS = {f.name for f in fields(Architecture) if f.type in ("int", "int | None")}
+_FLOATS = {f.name for f in fields(Architecture) if f.type in ("float", "float | None")}
+_BOOLEANS = {f.name for f in fields(Architecture) if f.type == "bool"}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return ``value`` as the field's type; YAML writes 10000.0 for an int base and "1e-5" for a float."""
+    if name in _BOOLEANS:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}, not true or false.")
+        return value
+    if name in _INTEGERS:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise TypeError(f"{name} is {value!r}, not a whole number.")
+        return int(value)
+    if name in _FLOATS:
+        return float(value)
+    return value
