@@ -1,0 +1,62 @@
+# Every target takes VENV=dir (default .venv) and PYTHON=python3 (the interpreter the venv is made from).
+VENV ?= .venv
+PYTHON ?= python3
+
+BIN := $(abspath $(VENV))/bin
+RUN := PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# The stamp's name changes with this folder, what is installed and how, so a second `make setup` is instant.
+STAMP := $(BIN)/.nemoalign-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | tr ' ' -)
+# Tests are many small models: one thread each is faster than two that wait for one another.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test quickstart completions flags format lint types layers bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo "  VENV=dir names the virtual environment (now $(VENV)), PYTHON=python3 what it is made from."
+
+setup: $(STAMP)  ## make the virtual environment and install nemoalign with constraints.txt
+
+$(STAMP):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(BIN)/.nemoalign-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	touch $@
+
+check: lint types layers  ## ruff, pyright, import-linter, the rules of the house, fresh flags and completions
+	$(RUN) $(ONE_THREAD) python -m pytest tests/test_project.py tests/cli
+
+test: setup  ## every test, in one go
+	$(RUN) $(ONE_THREAD) python -m pytest
+
+quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (downloads 98 MB once)
+	@$(RUN) bash examples/quickstart/quickstart.sh
+
+completions: setup  ## rewrite completions/ for bash, zsh and fish
+	$(RUN) python -m nemoalign.cli.completion completions
+
+flags: setup  ## rewrite the golden list of flags
+	$(RUN) python -m nemoalign.cli.flags tests/cli/flags.golden
+
+format: setup  ## let ruff format and repair
+	$(RUN) ruff format
+	$(RUN) ruff check --fix
+
+lint: setup  ## ruff, without changing anything
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+types: setup  ## pyright
+	$(RUN) pyright --pythonpath $(BIN)/python
+
+layers: setup  ## import-linter: rooms import one way
+	$(RUN) lint-imports
+
+bench: setup  ## speed of sft, convert and export beside their peers (installs TRL in a second environment)
+	$(RUN) bash benchmarks/bench.sh "$(PYTHON)"
+
+clean:  ## remove what tests and the quickstart made; the virtual environment and downloads stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache/quickstart .cache/bench build *.egg-info
+	find nemoalign tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
