@@ -1,0 +1,66 @@
+"""Finding the family of a configuration; families are the modules of this package with a ``FAMILY``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import nemoalign.families
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError
+from nemoalign.weights.rules import Family
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return every family of the package, the most particular (most ``fixed`` fields) first."""
+    found: list[Family] = []
+    for module in pkgutil.iter_modules(nemoalign.families.__path__):
+        if module.name != __name__.rpartition(".")[2]:
+            found.append(importlib.import_module(f"nemoalign.families.{module.name}").FAMILY)
+    return tuple(sorted(found, key=lambda family: (-len(family.fixed), family.name)))
+
+
+def family_for_hf(config: Mapping[str, Any]) -> Family:
+    """Return the family of a Hugging Face config.json, by ``architectures`` and else ``model_type``.
+
+    Raises:
+        ContentError: when no family knows it.
+    """
+    architectures: list[str] = config.get("architectures") or []
+    model_type = config.get("model_type")
+    for family in families():
+        if any(name in family.hf_architectures for name in architectures):
+            return family
+        if not architectures and model_type and model_type == family.hf_model_type:
+            return family
+    known = ", ".join(name for family in families() for name in family.hf_architectures)
+    found = ", ".join(architectures) or f"model_type {model_type}"
+    raise ContentError(f"config.json describes {found}, which no family knows. Known: {known}.")
+
+
+def family_for_nemo(
+    config: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None
+) -> Family:
+    """Return the family a model_config.yaml describes; ``gpt`` when no particular one fits.
+
+    ``hf_config`` is the config.json an archive keeps, if any: it decides between families that NeMo
+    spells alike.
+    """
+    arch = Architecture.from_nemo(config)
+    if hf_config is not None:
+        for family in families():
+            named = set(hf_config.get("architectures") or ()) & set(family.hf_architectures)
+            if named and not family.differences(arch):
+                return family
+    return next(family for family in families() if not family.differences(arch))
+
+
+def nearest_family(arch: Architecture) -> tuple[Family, list[str]]:
+    """Return the Hugging Face family that differs least from ``arch``, and the differences."""
+    known = [family for family in families() if family.hf_architectures]
+    best = min(known, key=lambda family: len(family.differences(arch)))
+    return best, best.differences(arch)

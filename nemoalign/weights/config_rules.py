@@ -1,0 +1,231 @@
+"""Rows of configuration: how fields of Hugging Face's config.json and NeMo's model_config.yaml correspond.
+
+``normal_form`` settles the two spellings of config.json (transformers 4 and 5) once; rules see only the
+flat one. Each rule reads both ways. What a side cannot represent is a ContentError that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError
+
+Fields = Mapping[str, Any]
+
+
+class ConfigRule(Protocol):
+    """One correspondence between the two configurations."""
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return the NeMo fields this rule derives from a config.json in normal form."""
+        ...
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return the config.json fields this rule derives from an architecture."""
+        ...
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = _Required()
+"""Marks a config.json field without which a model has no shape."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The same value under two names; ``default`` is what transformers assumes when it is absent."""
+
+    nemo: str
+    hf: str
+    default: Any = REQUIRED
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return the one NeMo field."""
+        value = hf.get(self.hf)
+        if value is None and self.default is REQUIRED:
+            raise ContentError(f"config.json has no {self.hf}, which a model of this family needs.")
+        return {self.nemo: self.default if value is None else value}
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return the one config.json field."""
+        return {self.hf: getattr(arch, self.nemo)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A named value spelled differently on both sides; ``values`` maps NeMo's spellings to HF's."""
+
+    nemo: str
+    hf: str
+    values: Mapping[str, str]
+    default: str
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return NeMo's first spelling of the value."""
+        found = hf.get(self.hf, self.default)
+        for spelling, value in self.values.items():
+            if value == found:
+                return {self.nemo: spelling}
+        known = ", ".join(dict.fromkeys(self.values.values()))
+        raise ContentError(
+            f'config.json has {self.hf} "{found}", which cannot be written as a .nemo of this '
+            f"family; it knows {known}."
+        )
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return Hugging Face's spelling of the value."""
+        return {self.hf: self.values[getattr(arch, self.nemo).lower()]}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Grouped-query heads and head width: both sides may leave them out, with their own defaults."""
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return num_query_groups and, only where it is not hidden / heads, kv_channels."""
+        heads, hidden, width = hf["num_attention_heads"], hf["hidden_size"], hf.get("head_dim")
+        kv_channels = None if width is None or width * heads == hidden else width
+        groups = hf.get("num_key_value_heads") or heads
+        return {"num_query_groups": groups, "kv_channels": kv_channels}
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return num_key_value_heads and head_dim, always spelled out."""
+        return {"num_key_value_heads": arch.query_groups, "head_dim": arch.head_dim}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The longest sequence, which NeMo keeps in two fields."""
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return both NeMo fields with the same length."""
+        length = Field("", "max_position_embeddings").to_nemo(hf)[""]
+        return {"encoder_seq_length": length, "max_position_embeddings": length}
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return the longer of the two lengths: fine-tuning may have shortened one."""
+        return {
+            "max_position_embeddings": max(arch.encoder_seq_length, arch.max_position_embeddings)
+        }
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary base and the two kinds of rope scaling NeMo knows: linear and llama3."""
+
+    theta: float = 10000.0
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return rotary_base and the scaling fields; all four numbers of llama3 are written out."""
+        scaling: Fields = hf.get("rope_scaling") or {"rope_type": "default"}
+        fields = {
+            "rotary_base": hf.get("rope_theta") or self.theta,
+            "seq_len_interpolation_factor": None,
+            "scale_positional_embedding": False,
+        }
+        kind = scaling["rope_type"]
+        if kind == "default":
+            return fields
+        if kind == "linear":
+            return fields | {"seq_len_interpolation_factor": _number(scaling, "factor")}
+        if kind == "llama3":
+            numbers = {nemo: _number(scaling, name) for nemo, name in _LLAMA3.items()}
+            return fields | {"scale_positional_embedding": True} | numbers
+        raise ContentError(
+            f'config.json has rope type "{kind}" (rope_scaling.rope_type), which a .nemo cannot '
+            "represent; it knows default, linear and llama3."
+        )
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return rope_theta and rope_scaling; llama3 wins where an archive wrongly has both kinds."""
+        scaling: dict[str, Any] | None = None
+        if arch.scale_positional_embedding:
+            scaling = {name: getattr(arch, nemo) for nemo, name in _LLAMA3.items()}
+            scaling["rope_type"] = "llama3"
+        elif arch.seq_len_interpolation_factor not in (None, 1.0):
+            scaling = {"rope_type": "linear", "factor": arch.seq_len_interpolation_factor}
+        return {"rope_theta": arch.rotary_base, "rope_scaling": scaling}
+
+
+_LLAMA3 = {
+    "scale_factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "old_context_len": "original_max_position_embeddings",
+}
+
+
+def _number(scaling: Fields, name: str) -> Any:
+    if scaling.get(name) is None:
+        raise ContentError(
+            f'config.json has rope type "{scaling["rope_type"]}" without its {name}.'
+        )
+    return scaling[name]
+
+
+def normal_form(config: Fields) -> dict[str, Any]:
+    """Return a config.json in transformers 4's flat spelling, whichever version wrote it.
+
+    Raises:
+        ContentError: when the rope parameters differ between kinds of layers.
+    """
+    fields = dict(config)
+    rope = fields.pop("rope_parameters", None)
+    if rope is not None:
+        if any(isinstance(value, Mapping) for value in rope.values()):
+            raise ContentError(
+                "config.json has different rope_parameters for different kinds of layers, which "
+                "a .nemo cannot represent."
+            )
+        fields["rope_scaling"] = dict(rope)
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in rope:
+                fields[name] = fields["rope_scaling"].pop(name)
+    if "dtype" in fields:
+        fields["torch_dtype"] = fields.pop("dtype")
+    fields["rope_scaling"] = _normal_scaling(fields.get("rope_scaling"))
+    return fields
+
+
+def _normal_scaling(scaling: Fields | None) -> dict[str, Any] | None:
+    if not scaling:
+        return None
+    named = {name: value for name, value in scaling.items() if name != "type"}
+    named.setdefault("rope_type", scaling.get("type", "default"))
+    return None if named["rope_type"] == "default" else named
+
+
+def nemo_fields(rules: Sequence[ConfigRule], hf: Fields) -> dict[str, Any]:
+    """Return every NeMo field the rules derive from a config.json of any spelling.
+
+    Raises:
+        ContentError: when two fields of config.json ask for different values of one NeMo field.
+    """
+    normal = normal_form(hf)
+    fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for rule in rules:
+        source = str(getattr(rule, "hf", type(rule).__name__.lower()))
+        for name, value in rule.to_nemo(normal).items():
+            if name in fields and fields[name] != value:
+                raise ContentError(
+                    f"config.json has {sources[name]} {fields[name]} but {source} {value}; a .nemo "
+                    f'has one field for both ("{name}"), so it cannot represent this model.'
+                )
+            fields[name], sources[name] = value, source
+    return fields
+
+
+def hf_fields(rules: Sequence[ConfigRule], arch: Architecture) -> dict[str, Any]:
+    """Return every config.json field the rules derive from an architecture, in the flat spelling."""
+    fields: dict[str, Any] = {}
+    for rule in rules:
+        fields.update(rule.to_hf(arch))
+    return fields
+

@@ -1,0 +1,69 @@
+"""Spellings found in archives of NeMo 1.2x to 2.x, megatron-core and our own runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemoalign.weights.names import (
+    canonical_name,
+    is_adapter,
+    layer_of,
+    legacy_name,
+    stacked_key,
+    with_layer,
+)
+
+QKV = "self_attention.linear_qkv"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("model.embedding.word_embeddings.weight", "embedding.word_embeddings.weight"),
+        (f"model.decoder.layers.{QKV}.weight", f"decoder.layers.{{i}}.{QKV}.weight"),
+        (f"model.decoder.layers.11.{QKV}.weight", f"decoder.layers.11.{QKV}.weight"),
+        (f"model.module.decoder.layers.0.{QKV}.bias", f"decoder.layers.0.{QKV}.bias"),
+        ("module.output_layer.weight", "output_layer.weight"),
+        ("decoder.final_layernorm.weight", "decoder.final_layernorm.weight"),
+        (
+            "model.decoder.layers.input_layernorm.bias",
+            f"decoder.layers.{{i}}.{QKV}.layer_norm_bias",
+        ),
+        (
+            "model.decoder.layers.3.pre_mlp_layernorm.weight",
+            "decoder.layers.3.mlp.linear_fc1.layer_norm_weight",
+        ),
+        ("model._orig_mod.output_layer.weight", "output_layer.weight"),
+        (f"model.decoder.layers.{QKV}._extra_state/shard_0_4", None),
+        ("model.decoder.layers.0.self_attention.core_attention._extra_state", None),
+        ("model.rotary_pos_emb.inv_freq", None),
+        ("optimizer.state.exp_avg.model.output_layer.weight", None),
+    ],
+)
+def test_keys_on_disk_have_one_canonical_name(key, name):
+    assert canonical_name(key) == name
+
+
+def test_only_the_prefix_is_stripped_not_every_model_in_a_key():
+    assert canonical_name("model.encoder.model.weight") == "encoder.model.weight"
+
+
+def test_canonical_names_stack_under_the_key_of_a_nemo_archive():
+    assert stacked_key(f"decoder.layers.5.{QKV}.weight") == (
+        f"model.decoder.layers.{QKV}.weight",
+        5,
+    )
+    assert stacked_key("output_layer.weight") == ("model.output_layer.weight", None)
+
+
+def test_layers_are_read_and_filled_in():
+    assert layer_of("decoder.layers.12.mlp.linear_fc2.weight") == 12
+    assert layer_of("decoder.final_layernorm.weight") is None
+    assert with_layer("decoder.layers.{i}.x", 3) == "decoder.layers.3.x"
+
+
+def test_adapters_and_names_from_before_megatron_core_are_recognised():
+    assert is_adapter("decoder.layers.0.mlp.adapter_layer.lora_4htoh_adapter.linear_in.weight")
+    assert not is_adapter("decoder.layers.0.mlp.linear_fc2.weight")
+    assert legacy_name("language_model.encoder.layers.0.input_layernorm.weight")
+    assert not legacy_name("decoder.layers.0.mlp.linear_fc2.weight")
