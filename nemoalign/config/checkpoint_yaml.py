@@ -1,0 +1,137 @@
+"""Reading and writing a checkpoint's ``model_config.yaml``: a file somebody downloaded.
+
+OmegaConf parses it, because 1e-5 is a number there and a string to plain YAML. NeMo's four resolvers
+are evaluated by ``interpolation``, every other one is refused; aliases may not multiply. What cannot be
+resolved stays as written, since NeMo archives keep ``${...}`` of settings that nobody reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemoalign.config.interpolation import RESOLVERS, Interpolation
+from nemoalign.errors import ContentError, SourceError
+
+MAX_DEPTH = 50
+MAX_NODES = 200_000
+"""More nodes than this after expanding aliases is no configuration but an attack."""
+
+_RESOLVER = re.compile(r"\$\{\s*([^{}:$\s]+)\s*:")
+_COMPUTED_NAME = re.compile(r"\$\{[^{}:]*\$\{[^{}]*\}[^{}:]*:")
+
+
+def load_checkpoint_config(text: str, where: str) -> dict[str, Any]:
+    """Return a checkpoint's configuration as plain values; ``where`` names the file in errors.
+
+    ``???`` becomes None, an interpolation that cannot be resolved stays the text it is.
+
+    Raises:
+        SourceError: when the text is no YAML mapping, or is built to exhaust memory.
+        ContentError: when it names a resolver that is not allowed.
+    """
+    _refuse_bombs(text, where)
+    _refuse_resolvers(text, where)
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SourceError(f"{where} is not a configuration: {_first_line(error)}") from error
+    return Interpolation(cast("dict[Any, Any]", parsed)).resolved()
+
+
+def dump_checkpoint_config(config: Mapping[str, Any]) -> str:
+    """Return ``config`` as the YAML text of a ``model_config.yaml``, keys in their order."""
+    return yaml.dump(
+        _unaliased(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes equal lists twice instead of an alias, which NeMo's readers would take but people not."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        del data
+        return True
+
+
+def _refuse_bombs(text: str, where: str) -> None:
+    """Walk the text without recursion first: the parsers recurse and would take the process down."""
+    census = _Census()
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    events: Iterator[Any] = cast("Any", yaml).parse(text, Loader=loader)
+    try:
+        for event in events:
+            census.count(event)
+    except yaml.YAMLError as error:
+        raise SourceError(f"{where} is not YAML: {_first_line(error)}") from error
+    if not census.is_mapping:
+        raise SourceError(f"{where} is not a configuration: it holds no mapping of settings.")
+    if census.sizes[0] > MAX_NODES:
+        raise SourceError(
+            f"{where} would expand to {census.sizes[0]} values through its aliases; no "
+            "configuration does."
+        )
+
+
+class _Census:
+    """Counts the values a YAML text stands for once every alias is written out."""
+
+    def __init__(self) -> None:
+        self.is_mapping = False
+        self.sizes = [0]
+        self._open: list[str | None] = []
+        self._anchors: dict[str, int] = {}
+
+    def count(self, event: Any) -> None:
+        """Take in the next parser event."""
+        if isinstance(event, yaml.CollectionStartEvent):
+            self._enter(event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = self.sizes.pop(), self._open.pop()
+            self.sizes[-1] += size
+            if anchor is not None:
+                self._anchors[anchor] = size
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in self._open:
+                raise yaml.YAMLError("it contains itself through an alias.")
+            self.sizes[-1] += self._anchors.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            self.sizes[-1] += 1
+
+    def _enter(self, event: Any) -> None:
+        if len(self.sizes) == 1:
+            self.is_mapping = isinstance(event, yaml.MappingStartEvent)
+        self.sizes.append(1)
+        self._open.append(event.anchor)
+        if len(self.sizes) > MAX_DEPTH:
+            raise yaml.YAMLError(f"it nests more than {MAX_DEPTH} levels.")
+
+
+def _refuse_resolvers(text: str, where: str) -> None:
+    denied = [name for name in _RESOLVER.findall(text) if name not in RESOLVERS]
+    if _COMPUTED_NAME.search(text):
+        denied.append("a resolver whose name is computed")
+    if denied:
+        raise ContentError(
+            f"{where} calls {denied[0]}, which a checkpoint may not do; only "
+            f"{', '.join(RESOLVERS)} are evaluated."
+        )
+
+
+def _unaliased(value: Any) -> Any:
+    """Return ``value`` with mappings and sequences as the plain kinds YAML knows."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {str(key): _unaliased(child) for key, child in items}
+    if isinstance(value, list | tuple):
+        return [_unaliased(child) for child in cast("list[Any]", value)]
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
