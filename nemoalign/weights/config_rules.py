@@ -176,24 +176,23 @@ def normal_form(config: Fields) -> dict[str, Any]:
         ContentError: when the rope parameters differ between kinds of layers.
     """
     fields = dict(config)
-    rope = fields.pop("rope_parameters", None)
-    if rope is not None:
-        if any(isinstance(value, Mapping) for value in rope.values()):
-            raise ContentError(
-                "config.json has different rope_parameters for different kinds of layers, which "
-                "a .nemo cannot represent."
-            )
-        fields["rope_scaling"] = dict(rope)
-        for name in ("rope_theta", "partial_rotary_factor"):
-            if name in rope:
-                fields[name] = fields["rope_scaling"].pop(name)
+    rope = fields.pop("rope_parameters", None) or {}
+    rope = dict(fields.get("rope_scaling") or rope)  # transformers 5 lets the old name win
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ContentError(
+            "config.json has different rope_parameters for different kinds of layers, which a "
+            ".nemo cannot represent."
+        )
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            fields[name] = rope.pop(name)
     if "dtype" in fields:
         fields["torch_dtype"] = fields.pop("dtype")
-    fields["rope_scaling"] = _normal_scaling(fields.get("rope_scaling"))
+    fields["rope_scaling"] = _normal_scaling(rope)
     return fields
 
 
-def _normal_scaling(scaling: Fields | None) -> dict[str, Any] | None:
+def _normal_scaling(scaling: Fields) -> dict[str, Any] | None:
     if not scaling:
         return None
     named = {name: value for name, value in scaling.items() if name != "type"}

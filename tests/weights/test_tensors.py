@@ -64,7 +64,13 @@ def test_every_tensor_has_a_part_and_a_cut():
     arch = Architecture(**SIZES, qk_layernorm=True)
     for name in expected_shapes(arch, 32):
         assert pattern_of(name) in SPLITS
-        assert parts_of(arch)[pattern_of(name)] in {"embedding", "attention", "mlp", "norms", "head"}
+        assert parts_of(arch)[pattern_of(name)] in {
+            "embedding",
+            "attention",
+            "mlp",
+            "norms",
+            "head",
+        }
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_fc1_without_a_gate_is_cut_in_one_run():
 
 
 def test_a_name_without_a_cut_is_named():
-    with pytest.raises(ContentError, match="mlp.router.weight"):
+    with pytest.raises(ContentError, match=r"mlp\.router\.weight"):
         split_of("decoder.layers.0.mlp.router.weight", Architecture(**SIZES))
 
 

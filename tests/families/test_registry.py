@@ -1,0 +1,80 @@
+"""Families are found by listing the package and recognised from either configuration."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import nemoalign.families
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError
+from nemoalign.families.registry import (
+    families,
+    family_for_hf,
+    family_for_nemo,
+    nearest_family,
+)
+
+FOLDER = Path(nemoalign.families.__path__[0])
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in {"__init__", "registry"})
+GPT = {"num_layers": 2, "hidden_size": 8, "ffn_hidden_size": 12, "num_attention_heads": 2}
+LLAMA = GPT | {
+    "normalization": "RMSNorm",
+    "activation": "swiglu",
+    "bias": False,
+    "position_embedding_type": "rope",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_family_file_holds_only_a_docstring_imports_and_assignments(path):
+    body = ast.parse(path.read_text()).body
+    assert isinstance(body[0], ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom | ast.Import | ast.Assign) for node in body[1:])
+    banned = (ast.Lambda, ast.IfExp, ast.ListComp, ast.DictComp, ast.GeneratorExp)
+    assert not [node for node in ast.walk(ast.Module(body, [])) if isinstance(node, banned)]
+
+
+def test_every_file_of_the_package_is_a_family():
+    assert sorted(family.name for family in families()) == [path.stem for path in FILES]
+
+
+def test_hf_configs_are_found_by_architecture_or_model_type():
+    assert family_for_hf({"architectures": ["LlamaForCausalLM"]}).name == "llama"
+    assert family_for_hf({"model_type": "llama"}).name == "llama"
+
+
+def test_an_unknown_hf_model_is_named_with_the_known_ones():
+    with pytest.raises(ContentError, match=r"BertModel.*LlamaForCausalLM"):
+        family_for_hf({"architectures": ["BertModel"], "model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "llama"),
+        ({"activation": "fast-swiglu"}, "llama"),
+        ({"bias": True}, "llama"),
+        ({"activation": "gelu"}, "gpt"),
+        ({"normalization": "layernorm"}, "gpt"),
+        ({"rotary_percentage": 0.5}, "gpt"),
+        ({"openai_gelu": True}, "gpt"),
+        ({"window_size": [128, 0]}, "gpt"),
+    ],
+)
+def test_nemo_configs_are_recognised_by_what_the_family_fixes(changes, name):
+    assert family_for_nemo(LLAMA | changes).name == name
+
+
+def test_the_config_json_an_archive_keeps_cannot_override_the_architecture():
+    kept = {"architectures": ["LlamaForCausalLM"]}
+    assert family_for_nemo(LLAMA, kept).name == "llama"
+    assert family_for_nemo(GPT, kept).name == "gpt"
+
+
+def test_the_nearest_family_says_what_differs():
+    family, differences = nearest_family(Architecture.from_nemo(LLAMA | {"activation": "geglu"}))
+    assert family.name == "llama"
+    assert differences == ["activation: geglu"]
