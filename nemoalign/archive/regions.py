@@ -87,23 +87,34 @@ def map_tensor(region: Region, start: int, info: TensorInfo, index: Index = ()) 
 
     Only the bytes from the first to the last selected element are mapped; nothing is copied.
     """
+    return map_strided(region, start, info, row_major_strides(info.shape), index)
+
+
+def map_strided(
+    region: Region, start: int, info: TensorInfo, strides: tuple[int, ...], index: Index = ()
+) -> Array:
+    """Return a slice of a tensor whose neighbours in each dimension are ``strides`` elements apart.
+
+    Raises SourceError when an element lies outside of ``region``, or when the tensor repeats
+    elements so that it is larger than its bytes (no checkpoint does, and a copy could be huge).
+    """
     kind = dtype(info.dtype)
+    region.part(start, info.size_bytes)
     bounds = bounds_of(info.shape, index)
     extent = tuple(stop - first for first, stop in bounds)
-    region.part(start, info.size_bytes)
     if 0 in extent:
         return np.empty(extent, kind.numpy)
-    strides = row_major_strides(info.shape, kind.itemsize)
-    begin = sum(first * step for (first, _), step in zip(bounds, strides, strict=True))
-    last = sum((stop - 1) * step for (_, stop), step in zip(bounds, strides, strict=True))
+    steps = tuple(step * kind.itemsize for step in strides)
+    begin = sum(first * step for (first, _), step in zip(bounds, steps, strict=True))
+    last = sum((stop - 1) * step for (_, stop), step in zip(bounds, steps, strict=True))
     raw = region.map(start + begin, last - begin + kind.itemsize)
-    return np.ndarray(extent, kind.numpy, raw, strides=strides)
+    return np.ndarray(extent, kind.numpy, raw, strides=steps)
 
 
-def row_major_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return the byte distance between neighbours in each dimension of a contiguous tensor."""
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the elements between neighbours in each dimension of a contiguous tensor."""
     strides: list[int] = []
-    step = itemsize
+    step = 1
     for length in reversed(shape):
         strides.append(step)
         step *= length

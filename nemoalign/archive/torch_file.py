@@ -1,0 +1,161 @@
+"""torch.save files, read lazily and written streaming, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+from nemoalign.archive.dtypes import Array, dtype
+from nemoalign.archive.pickle_write import Call, Global, Persistent, dump_pickle
+from nemoalign.archive.pickles import MAX_BYTES, load_pickle
+from nemoalign.archive.regions import Region, map_strided, row_major_strides
+from nemoalign.archive.stand_ins import Record, TensorRef
+from nemoalign.archive.store import DAMAGED, Index, TensorInfo, as_bytes
+from nemoalign.archive.zip_read import read_zip
+from nemoalign.archive.zip_write import ALIGNMENT, Write, ZipStream
+from nemoalign.errors import SourceError
+
+MAX_DEPTH = 16
+"""Levels of dictionaries and lists above a tensor; an optimizer state in a .ckpt has six."""
+
+MAX_NODES = 5_000_000
+
+_ORDERED_DICT = Global("collections", "OrderedDict")
+
+
+class TorchFile:
+    """One torch.save zip. Opening reads its directory; ``tree`` and ``tensors`` its pickle."""
+
+    def __init__(self, region: Region, where: str) -> None:
+        self.where = where
+        self._zip = read_zip(region, where)
+        if "byteorder" in self._zip.entries and self._zip.entry("byteorder").read(16) != b"little":
+            raise SourceError(
+                f"{where} was written on a big-endian machine. Load it there with torch.load and "
+                "save the tensors as safetensors."
+            )
+
+    @cached_property
+    def tree(self) -> Any:
+        """The saved value; tensors in it are TensorRef, foreign objects are Record."""
+        return load_pickle(self._zip.entry("data.pkl").read(MAX_BYTES), self.where)
+
+    @cached_property
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor in ``tree`` by its flattened name."""
+        return flatten_tensors(self.tree, self.where)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name; levels of nested dictionaries and lists are joined by ``/``."""
+        return {name: ref.info for name, ref in self.refs.items()}
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it as a read-only view of the file."""
+        return self.read_ref(self.refs[name], index)
+
+    def read_ref(self, ref: TensorRef, index: Index = ()) -> Array:
+        """Return the tensor that ``tree`` refers to; only the bytes of the view are mapped."""
+        storage = self._zip.entry(f"data/{ref.storage.key}")
+        start = ref.offset * dtype(ref.info.dtype).itemsize
+        return map_strided(storage, start, ref.info, ref.strides, index)
+
+
+def flatten_tensors(tree: object, where: str = "A torch file") -> dict[str, TensorRef]:
+    """Return the tensors in nested dictionaries, lists and tuples, named by the path to them."""
+    found: dict[str, TensorRef] = {}
+    waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
+    for _ in range(MAX_NODES):
+        if not waiting:
+            return found
+        path, value = waiting.pop()
+        if isinstance(value, TensorRef):
+            name = "/".join(path)
+            if name in found:
+                raise SourceError(f"{where} holds the name {name[:200]!r} twice. {DAMAGED}")
+            found[name] = value
+        elif len(path) < MAX_DEPTH:
+            # Reversed, because the last that waits is looked at first: the file's order is kept.
+            waiting += reversed([((*path, key), child) for key, child in _children(value)])
+    raise SourceError(f"{where} nests more than {MAX_NODES} values. {DAMAGED}")
+
+
+def _children(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, child in cast("dict[Any, object]", value).items():
+            yield str(key), child
+    elif isinstance(value, list | tuple):
+        for number, child in enumerate(cast("list[object]", value)):
+            yield str(number), child
+
+
+def bytes_of(value: object) -> bytes | None:
+    """Return what a saved ``io.BytesIO`` held (``_extra_state`` is one), else None."""
+    match value:
+        case Record(kind="BytesIO", state=(bytes(content), *_)):
+            return content
+        case Record(kind="BytesIO", args=(bytes(content), *_)):
+            return content
+        case _:
+            return None
+
+
+def write_torch_file(write: Write, tensors: Mapping[str, tuple[Array, str]]) -> int:
+    """Write an OrderedDict of tensors and return its size; ``torch.load`` reads it by mmap too.
+
+    ``tensors`` is asked twice for each tensor (first for its shape), one at a time and in order, so
+    a mapping that reads lazily keeps only one in memory.
+    """
+    state = {
+        name: _saved_tensor(array.shape, kind, str(number))
+        for number, (name, (array, kind)) in enumerate(tensors.items())
+    }
+    stream = ZipStream(write)
+    _begin(stream, dump_pickle(Call(_ORDERED_DICT, (), state)))
+    for number, name in enumerate(tensors):
+        stream.add(f"data/{number}", as_bytes(tensors[name][0]))
+    return _end(stream)
+
+
+def write_tensor(write: Write, array: Array, kind: str) -> int:
+    """Write one tensor as torch.save would and return the size of its zip."""
+    stream = ZipStream(write)
+    _begin(stream, dump_pickle(_saved_tensor(array.shape, kind, "0")))
+    stream.add("data/0", as_bytes(array))
+    return _end(stream)
+
+
+def write_empty(write: Write) -> int:
+    """Write an empty dictionary as torch.save would and return the size of its zip."""
+    stream = ZipStream(write)
+    _begin(stream, dump_pickle({}))
+    return _end(stream)
+
+
+def _begin(stream: ZipStream, pickle: bytes) -> None:
+    stream.add("data.pkl", pickle)
+    stream.add(".format_version", b"1")
+    stream.add(".storage_alignment", str(ALIGNMENT).encode())
+    stream.add("byteorder", b"little")
+
+
+def _end(stream: ZipStream) -> int:
+    stream.add("version", b"3\n")
+    # torch puts two numbers of 20 digits that identify the content; ours depend on it alone.
+    stream.add(".data/serialization_id", f"{stream.position:020d}{stream.checksum:020d}".encode())
+    return stream.close()
+
+
+def _saved_tensor(shape: tuple[int, ...], name: str, key: str) -> Call:
+    kind = dtype(name)
+    size = TensorInfo(shape, name).size
+    typed = kind.torch_storage != "UntypedStorage"
+    storage = Global("torch" if typed else "torch.storage", kind.torch_storage)
+    # An untyped storage counts bytes; all types without a typed one have a single byte.
+    pid = Persistent(("storage", storage, key, "cpu", size * (1 if typed else kind.itemsize)))
+    strides = row_major_strides(shape)
+    view = (pid, 0, shape, strides, False, Call(_ORDERED_DICT))
+    if typed:
+        return Call(Global("torch._utils", "_rebuild_tensor_v2"), view)
+    return Call(Global("torch._utils", "_rebuild_tensor_v3"), (*view, Global("torch", name)))
