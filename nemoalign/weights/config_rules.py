@@ -176,8 +176,9 @@ def normal_form(config: Fields) -> dict[str, Any]:
         ContentError: when the rope parameters differ between kinds of layers.
     """
     fields = dict(config)
-    rope = fields.pop("rope_parameters", None) or {}
-    rope = dict(fields.get("rope_scaling") or rope)  # transformers 5 lets the old name win
+    parameters: Fields = fields.pop("rope_parameters", None) or {}
+    scaling: Fields | None = fields.get("rope_scaling")
+    rope = dict(scaling or parameters)  # transformers 5 lets the old name win
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ContentError(
             "config.json has different rope_parameters for different kinds of layers, which a "
