@@ -25,9 +25,12 @@ class Call:
     entries: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
-    """A new object of ``kind``; ``state`` becomes its attributes, None leaves it bare."""
+    """A new object of ``kind``; ``state`` becomes its attributes, None leaves it bare.
+
+    Compared by identity, so that it can be the key of a dictionary as it is in ``.metadata``.
+    """
 
     kind: Global
     state: Any = None
