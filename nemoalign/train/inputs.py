@@ -1,0 +1,134 @@
+"""Rows, order and limits of a run, from its configuration: everything known before a model exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from nemoalign.config.values import DataFile
+from nemoalign.data.collate import collate
+from nemoalign.data.dataset import SftDataset, SftSettings
+from nemoalign.data.sampler import GlobalSampler
+from nemoalign.train.feed import Feed
+from nemoalign.train.loop import LoopSettings
+from nemoalign.train.schedule import Schedule, default_warmup
+
+if TYPE_CHECKING:
+    from nemoalign.config.schema import RunConfig
+    from nemoalign.data.tokenizer import Tokenizer
+    from nemoalign.parallel.layout import ParallelLayout
+
+SCHEDULES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "constant"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows of a run and what follows from their number."""
+
+    train: SftDataset | None
+    validation: SftDataset | None
+    sampler: GlobalSampler | None
+    limits: LoopSettings
+
+    def report(self) -> list[str]:
+        """Return what was found in the data, a sentence per file."""
+        found = [rows.report().lines() for rows in (self.train, self.validation) if rows]
+        return [line for lines in found for line in lines]
+
+
+def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
+    """Return the rows of ``config`` with their order, the length of the run and its schedule.
+
+    Raises:
+        DataError: for rows that cannot be used, or fewer than one global batch.
+    """
+    train = _dataset(config.model.data.train_ds.file_path, config, tokenizer, "train")
+    validation = _dataset(
+        config.model.data.validation_ds.file_path, config, tokenizer, "validation"
+    )
+    sampler = None
+    if train is not None and config.trainer.loop.max_steps != 0:
+        sampler = GlobalSampler(
+            total_samples=len(train),
+            global_batch_size=config.model.global_batch_size,
+            seed=config.model.seed,
+            shuffle=config.model.data.train_ds.shuffle,
+            lengths=train.lengths,
+        )
+    return Inputs(train, validation, sampler, _limits(config, sampler))
+
+
+def make_feeds(
+    inputs: Inputs, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
+) -> tuple[Feed | None, Feed | None]:
+    """Return this rank's training and validation feeds."""
+    pad_to = layout.tp if layout.splits_sequence else 1
+    collated = partial(collate, eos_id=eos_id, pad_to=pad_to)
+    share: dict[str, Any] = {
+        "collate": collated,
+        "dp_rank": dp_rank,
+        "dp_size": layout.dp,
+        "micro_batch_size": config.model.micro_batch_size,
+    }
+    train = validation = None
+    if inputs.train is not None and inputs.sampler is not None:
+        train = Feed(inputs.train, inputs.sampler, **share)
+    if inputs.validation is not None:
+        order = GlobalSampler(
+            total_samples=len(inputs.validation),
+            global_batch_size=config.model.global_batch_size,
+            shuffle=False,
+            drop_last=False,
+            lengths=inputs.validation.lengths,
+        )
+        validation = Feed(inputs.validation, order, **share)
+    return train, validation
+
+
+def _dataset(
+    files: Sequence[DataFile], config: RunConfig, tokenizer: Tokenizer, split: str
+) -> SftDataset | None:
+    if not files:
+        return None
+    rules: Any = config.model.data.train_ds
+    settings = SftSettings(
+        max_seq_length=rules.max_seq_length,
+        prompt_template=rules.prompt_template,
+        label_key=rules.label_key,
+        truncation_field=rules.truncation_field,
+        truncation_method=rules.truncation_method,
+        add_bos=rules.add_bos,
+        add_sep=rules.add_sep,
+        add_eos=rules.add_eos,
+        mask=getattr(config.model.algorithm, "mask", "assistant"),
+    )
+    paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
+    return SftDataset(paths, tokenizer, settings, split)
+
+
+def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:
+    loop = config.trainer.loop
+    per_epoch = sampler.steps_per_epoch if sampler is not None else 1
+    max_steps = per_epoch * loop.max_epochs if sampler is not None else 0
+    if loop.max_steps >= 0:
+        max_steps = min(max_steps, loop.max_steps)
+    return LoopSettings(
+        max_steps=max_steps,
+        steps_per_epoch=per_epoch,
+        global_batch_size=config.model.global_batch_size,
+        val_every=loop.val_check_interval.steps(per_epoch),
+        save_every=loop.save_interval.steps(per_epoch),
+        max_seconds=config.trainer.max_time.seconds if config.trainer.max_time else None,
+        schedule=_schedule(config, max_steps),
+    )
+
+
+def _schedule(config: RunConfig, max_steps: int) -> Schedule:
+    optim, sched = config.model.optim, config.model.optim.sched
+    length = sched.max_steps or max_steps
+    warmup = default_warmup(length) if sched.warmup_steps is None else sched.warmup_steps
+    return Schedule(
+        SCHEDULES[sched.name], optim.lr, sched.min_lr, warmup, sched.constant_steps, length
+    )

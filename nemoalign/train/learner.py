@@ -1,0 +1,135 @@
+"""One optimizer step: micro-batches through megatron-core's schedule, then its optimizer.
+
+The learner never touches a file. Everything numerical that depends on ranks is megatron-core's:
+the schedule, gradient reduction, clipping across the model-parallel group, fp32 master weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from nemoalign.train.metrics import Mean, reduce_means
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+    from nemoalign.config.schema import OptimConfig
+    from nemoalign.data.collate import Batch
+    from nemoalign.parallel.device import Backend
+    from nemoalign.train.algorithm import Algorithm
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports, equal on every rank."""
+
+    metrics: dict[str, float]
+    grad_norm: float
+    applied: bool
+
+
+class Learner:
+    """The trained model and its optimizer."""
+
+    def __init__(
+        self,
+        chunks: Sequence[GPTModel],
+        algorithm: Algorithm,
+        backend: Backend,
+        optim: OptimConfig,
+        *,
+        grad_clip: float,
+    ) -> None:
+        self.algorithm = algorithm
+        self.backend = backend
+        self.modules = list(chunks)
+        self.model_config = chunks[0].config
+        bf16 = self.model_config.params_dtype == torch.bfloat16
+        ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+        # Gradients are sums over tokens until finalize_model_grads divides by the global count.
+        self.model_config.calculate_per_token_loss = True
+        with backend.optimizer_scope():
+            self.chunks = [
+                DistributedDataParallel(self.model_config, ddp_config, chunk) for chunk in chunks
+            ]
+            self.optimizer = get_megatron_optimizer(
+                OptimizerConfig(
+                    optimizer="adam",
+                    lr=optim.lr,
+                    weight_decay=optim.weight_decay,
+                    adam_beta1=optim.betas[0],
+                    adam_beta2=optim.betas[1],
+                    adam_eps=optim.eps,
+                    # megatron-core only computes the norm when it clips; infinity never clips.
+                    clip_grad=grad_clip if grad_clip > 0 else math.inf,
+                    bf16=bf16,
+                    params_dtype=self.model_config.params_dtype,
+                ),
+                self.chunks,
+            )
+        self.model_config.finalize_model_grads_func = finalize_model_grads
+        self.model_config.grad_scale_func = self.optimizer.scale_loss
+
+    def trained_parameters(self) -> int:
+        """Return the number of parameters this rank trains."""
+        parameters = [p for chunk in self.modules for p in chunk.parameters()]
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
+    def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        """Take one optimizer step at ``lr``. Collective: every rank brings as many micro-batches."""
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        parts = self._run(micro_batches, forward_only=False)
+        metrics = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
+        if not math.isfinite(metrics["loss"]):
+            return StepResult(metrics, math.nan, applied=False)
+        with self.backend.optimizer_scope():
+            applied, grad_norm, _ = self.optimizer.step()
+        return StepResult(metrics, float(grad_norm or 0.0), applied=bool(applied))
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> list[dict[str, Mean]]:
+        """Return each micro-batch's metrics; empty except on the last pipeline stage. Collective."""
+        for chunk in self.chunks:
+            chunk.eval()
+        return self._run(micro_batches, forward_only=True)
+
+    def _run(self, micro_batches: Sequence[Batch], *, forward_only: bool) -> list[dict[str, Mean]]:
+        """Drive megatron-core's schedule over the micro-batches of this rank."""
+        iterators = [iter(micro_batches) for _ in self.chunks]
+        return get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(micro_batches),
+            # With variable_seq_lengths the pipeline sends shapes; these two are then only hints.
+            seq_length=max(batch.tokens.shape[1] for batch in micro_batches),
+            micro_batch_size=micro_batches[0].tokens.shape[0],
+            forward_only=forward_only,
+        )
+
+    def _forward_step(self, iterator: Any, model: DistributedDataParallel) -> tuple[Any, Any]:
+        batch = next(iterator).to(self.backend.device)
+        output = self.algorithm.forward(model, batch)
+        return output, partial(self._loss, batch)
+
+    def _loss(self, batch: Batch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        result = self.algorithm.loss(output, batch)
+        return result.loss_sum, result.weight.to(torch.int), dict(result.metrics)

@@ -1,0 +1,75 @@
+"""The files of a run directory that people and scripts read: metrics, summary, how to repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from nemoalign.errors import ConflictError
+
+SUMMARY = "summary.json"
+
+
+class RunDirectory:
+    """One run's directory; only rank 0 makes one, and it holds the directory's lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[str] | None = None
+        self._lock: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True when a run ended here and wrote its summary."""
+        return (self.path / SUMMARY).exists()
+
+    def open(self) -> None:
+        """Create the directory, take its lock and open ``metrics.jsonl`` for appending.
+
+        Raises:
+            ConflictError: when another process writes to this run directory.
+        """
+        import fcntl  # noqa: PLC0415 - absent on Windows, where only the checkpoint commands run
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConflictError(
+                f"{self.path} is being written by another nemoalign process. "
+                "Wait for it, or give this run its own directory with -o."
+            ) from error
+        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close ``metrics.jsonl`` and give up the lock."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def describe(self, config_yaml: str, command: Sequence[str]) -> None:
+        """Write ``config.yaml``, which alone repeats the run, and ``command.sh``."""
+        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        script = self.path / "command.sh"
+        script.write_text(
+            f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit\nexec {shlex.join(command)}\n"
+        )
+        script.chmod(0o755)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Append one JSON object to ``metrics.jsonl``, floats in full precision."""
+        assert self._metrics is not None, "open() comes first"
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, whose presence says that the run is complete."""
+        temporary = self.path / f"{SUMMARY}.tmp"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path / SUMMARY)

@@ -1,0 +1,45 @@
+"""One reference loss curve per class; layout must not matter. Through the real command, fp32."""
+
+import pytest
+
+from tests.commands import tiny
+
+COMMON = ["--precision", "fp32", "--gbs", 8, "--max-steps", 10, "--lr", "1e-3", "--seed", 7]
+LAYOUTS = {
+    "mbs2": ["--mbs", 2],
+    "mbs4": ["--mbs", 4],
+    "tp2": ["--tp", 2],
+    "tp2-sp": ["--tp", 2, "--sequence-parallel", "--mbs", 2],
+    "pp2": ["--pp", 2, "--mbs", 2],
+    "dp2": ["--devices", 2, "--mbs", 2],
+}
+KINDS = {"full": [], "lora": ["--lora", 8, "--lora-targets", "all", "--lr", "5e-3"]}
+
+
+def _curve(workshop, out, *flags: object) -> tuple[list[float], list[float], list[float]]:
+    """Return train losses, gradient norms and validation losses of one run."""
+    tiny.ok(
+        "sft", "--ckpt", workshop / "m.nemo", "--data", workshop / "train.jsonl",
+        "--val", workshop / "val.jsonl", "-o", out, *COMMON, *flags,
+    )  # fmt: skip
+    train = tiny.read_metrics(out)
+    assert [entry["step"] for entry in train] == list(range(1, 11))
+    val = [entry["val_loss"] for entry in tiny.read_metrics(out, "val")]
+    return [e["loss"] for e in train], [e["grad_norm"] for e in train], val
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reference(request, workshop, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return request.param, _curve(workshop, out, "--mbs", 1, *KINDS[request.param])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_does_not_change_the_curve(layout, reference, workshop, tmp_path) -> None:
+    kind, (losses, norms, val) = reference
+    assert losses[-1] < losses[0] - 0.1, "the reference itself must learn"
+    curve = _curve(workshop, tmp_path / "run", *KINDS[kind], *LAYOUTS[layout])
+    assert curve[0] == pytest.approx(losses, abs=1e-5)
+    assert curve[1] == pytest.approx(norms, rel=1e-4)
+    assert curve[2] == pytest.approx(val, abs=1e-5)
