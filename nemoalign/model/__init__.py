@@ -1,0 +1,1 @@
+"""megatron-core's GPTModel: built from a checkpoint's architecture, loaded from any layout, adapted."""

@@ -1,0 +1,104 @@
+"""Core attention on torch's scaled_dot_product_attention, which never holds the scores on CUDA or CPU.
+
+megatron-core's own fallback materialises them, and the fused one needs Transformer Engine.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nemoalign.parallel.cpu_bf16 import lacks_bf16_products
+from nemoalign.parallel.state import model_parallel_stream
+
+
+class CoreAttention(nn.Module):
+    """Grouped-query attention, causal unless told otherwise, with an optional sliding window."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_number = layer_number
+        dropout = options.get("attention_dropout")
+        self.dropout = config.attention_dropout if dropout is None else dropout
+        self.scale = options.get("softmax_scale")
+        self.window = config.window_size[0] if config.window_size else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
+        """Return the context [s_q, b, heads * d] of ``query`` [s_q, b, heads, d].
+
+        ``key`` and ``value`` are [s_k, b, groups, d]. ``attention_mask`` is megatron-core's: boolean,
+        broadcastable to [b, 1, s_q, s_k], True where a key is hidden; it replaces the causal mask
+        and the window. Without it a single query sees every key: that is decoding.
+        """
+        assert options.get("packed_seq_params") is None, "packed rows come with a block mask"
+        queries, keys = query.shape[0], key.shape[0]
+        visible = None if attention_mask is None else ~attention_mask
+        if attention_mask is None and queries > 1:
+            assert queries == keys, "a prefill in chunks needs an explicit mask"
+            visible = self._window_mask(queries, query.device)
+        is_causal = visible is None and queries > 1
+        context = self._attend(query, key, value, visible, is_causal)
+        return context.permute(2, 0, 1, 3).reshape(queries, query.shape[1], -1)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Return the context [b, heads, s_q, d]."""
+        dtype = query.dtype
+        if dtype is torch.bfloat16 and query.device.type == "cpu" and lacks_bf16_products():
+            query, key, value = query.float(), key.float(), value.float()
+        with self._dropout_stream():
+            context = functional.scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                attn_mask=visible,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=is_causal,
+                scale=self.scale,
+                enable_gqa=query.shape[2] != key.shape[2],
+            )
+        return context.to(dtype)
+
+    def _dropout_stream(self) -> Any:
+        """Return the stream to drop from: tp ranks hold different heads, so it differs between them.
+
+        With sequence parallelism the whole block already runs in that stream.
+        """
+        if self.dropout and self.training and not self.config.sequence_parallel:
+            return model_parallel_stream()
+        return nullcontext()
+
+    def _window_mask(self, length: int, device: torch.device) -> Tensor | None:
+        """Return which keys are visible, or None where the window hides nothing."""
+        if self.window is None or length <= self.window + 1:
+            return None
+        return _banded(length, self.window, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _banded(length: int, window: int, device: torch.device) -> Tensor:
+    """Return [length, length], True for the query's own position and the ``window`` before it."""
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril().triu(-window)

@@ -1,0 +1,62 @@
+"""One micro-batch through the model, on whatever pipeline stage this rank is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nemoalign.model.gpt import LabelGPT
+
+
+class LabelledBatch(Protocol):
+    """What a batch must offer; labels are already shifted and negative where nothing is learned.
+
+    Without an ``attention_mask`` attribute attention is causal; with one it is megatron-core's mask:
+    boolean, broadcastable to [b, 1, s, s], True where a key is hidden (packed rows, left padding).
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    position_ids: Tensor
+
+
+def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
+    """Return log-probs of ``batch.labels`` [b, s], fp32, 0 where a label is negative.
+
+    On a pipeline stage before the last, returns the hidden states the schedule sends on. Collective
+    over tp. Only positions with a label go through the output layer.
+    """
+    return _call(model, batch, batch.labels)
+
+
+def forward_logits(model: nn.Module, batch: LabelledBatch) -> Tensor:
+    """Return logits [b, s, v/tp] of every position; hidden states on a stage before the last."""
+    return _call(model, batch, None)
+
+
+def _call(model: nn.Module, batch: LabelledBatch, labels: Tensor | None) -> Tensor:
+    unwrapped = get_attr_wrapped_model(model, "splits_sequence", return_model_obj=True)
+    assert isinstance(unwrapped, LabelGPT), "build_model makes LabelGPT"
+    length = batch.tokens.shape[1]
+    # Sequence parallelism cuts the sequence evenly; the added positions have no label.
+    tp = unwrapped.config.tensor_model_parallel_size if unwrapped.splits_sequence else 1
+    missing = -length % tp
+    output = model(
+        functional.pad(batch.tokens, (0, missing)),
+        functional.pad(batch.position_ids, (0, missing)),
+        _padded_mask(getattr(batch, "attention_mask", None), missing),
+        labels=None if labels is None else functional.pad(labels, (0, missing), value=-100),
+    )
+    return output[:, :length] if missing and unwrapped.post_process else output
+
+
+def _padded_mask(mask: Tensor | None, missing: int) -> Tensor | None:
+    """Return the mask with ``missing`` more positions, which see nothing but themselves."""
+    if mask is None or not missing:
+        return mask
+    padded = functional.pad(mask, (0, missing, 0, missing), value=True)
+    padded[..., range(-missing, 0), range(-missing, 0)] = False
+    return padded

@@ -1,0 +1,66 @@
+"""megatron-core's GPTModel with a head that is only computed where a label asks for it.
+
+With a loss on answers only, most rows of a 49k-wide head would be computed and thrown away. The
+subclass changes what happens after the decoder and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from nemoalign.parallel.logprobs import vocab_parallel_logprobs
+
+
+class LabelGPT(GPTModel):
+    """GPTModel whose call with ``labels`` [b, s] returns their log-probs [b, s], 0 where negative.
+
+    Without labels it returns logits [b, s, v/tp], as GPTModel does.
+    """
+
+    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = real_vocab_size
+        self.splits_sequence = self.config.sequence_parallel
+        if self.post_process and self.splits_sequence:
+            # The hidden states are gathered here, before rows are chosen; the gather's backward sums
+            # over tp, so the head itself must neither gather nor reduce.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.disable_grad_reduce = True
+
+    def _postprocess(
+        self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return hidden states, logits or label log-probs, by stage and by what was asked."""
+        if not self.post_process:
+            return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
+        if self.splits_sequence:
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=True, group=self.pg_collection.tp
+            )
+        if labels is None:
+            return super()._postprocess(hidden_states, *args, labels=None, **kwargs)
+        return self._label_logprobs(hidden_states, labels)
+
+    def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h]."""
+        flat_labels = labels.t().reshape(-1)  # [b, s] -> [s * b], the order of the hidden states
+        rows = (flat_labels >= 0).nonzero()[:, 0]
+        if not len(rows):
+            # One ignored row keeps the graph and the collectives of tp ranks whole.
+            rows = flat_labels.new_zeros(1)
+        chosen = hidden_states.flatten(0, 1)
+        if len(rows) < len(flat_labels):
+            chosen = chosen.index_select(0, rows)
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        logits, _ = self.output_layer(chosen[:, None], weight=weight)  # [rows, 1, v/tp]
+        logprobs = vocab_parallel_logprobs(
+            logits[:, 0], flat_labels[rows], self.real_vocab_size, reuse_logits=True
+        )
+        spread = logprobs.new_zeros(len(flat_labels)).index_put((rows,), logprobs)
+        return spread.view(labels.shape[1], labels.shape[0]).t().contiguous()
