@@ -38,6 +38,7 @@ from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.checkpointing import Checkpointer, Contents, find_last
+from nemoalign.train.continuing import check_continues
 from nemoalign.train.inputs import Inputs, make_feeds, read_inputs
 from nemoalign.train.learner import Learner
 from nemoalign.train.loop import Trainer
@@ -129,9 +130,12 @@ def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
     """
     if not speaking_rank():
         reporter = PlainReporter(quiet=True)
+    finished = _already_finished(merged)
+    if finished is not None:
+        reporter.say(f"{_run_directory(merged.config)} holds this run, finished; nothing to do")
+        return finished
     made = prepare(merged, reporter)
-    directory = merged.config.exp_manager.explicit_log_dir
-    assert directory is not None, "the command line decides the run directory"
+    directory = _run_directory(merged.config)
     with start(made.layout, seed=merged.config.model.seed) as backend:
         records = RunDirectory(directory) if speaking_rank() else None
         if records is not None:
@@ -147,21 +151,28 @@ def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
                 records.close()
 
 
-def _open_records(records: RunDirectory, merged: Merged) -> None:
-    """Take the run directory, or refuse one that another run has filled."""
+def _already_finished(merged: Merged) -> dict[str, Any] | None:
+    """Return the summary of a run that ended here before; refuse a directory of another run.
+
+    Every rank reads the same files before any rank writes one.
+    """
     manager = merged.config.exp_manager
-    if manager.overwrite and records.path.exists():
-        shutil.rmtree(records.path)
-    if records.finished:
+    directory = _run_directory(merged.config)
+    if manager.overwrite:
+        return None
+    check_continues(directory, merged.tree, merged.algorithm)
+    if not manager.resume_if_exists and find_last(directory / "checkpoints") is not None:
         raise ConflictError(
-            f"{records.path} holds a finished run. Give this one its own directory with -o, "
-            "or replace it with --overwrite."
-        )
-    if not manager.resume_if_exists and find_last(records.path / "checkpoints") is not None:
-        raise ConflictError(
-            f"{records.path} holds an unfinished run and --no-resume forbids continuing it. "
+            f"{directory} holds a run already and --no-resume forbids continuing it. "
             "Give this one its own directory with -o, or replace it with --overwrite."
         )
+    return RunDirectory(directory).summary()
+
+
+def _open_records(records: RunDirectory, merged: Merged) -> None:
+    """Take the run directory's lock and write how to repeat the run."""
+    if merged.config.exp_manager.overwrite and records.path.exists():
+        shutil.rmtree(records.path)
     records.open()
     records.describe(merged.to_yaml(), [sys.executable, "-m", "nemoalign", *sys.argv[1:]])
 
@@ -229,13 +240,12 @@ def _lora(config: RunConfig) -> LoraSettings | None:
         return None
     tuning = config.model.peft.lora_tuning
     return LoraSettings(
-        targets=tuning.target_modules,
-        dim=tuning.adapter_dim,
+        adapter_dim=tuning.adapter_dim,
         alpha=tuning.alpha,
-        dropout=tuning.adapter_dropout,
-        dropout_position=tuning.dropout_position,
-        column_init_method=tuning.column_init_method,
-        row_init_method=tuning.row_init_method,
+        adapter_dropout=tuning.adapter_dropout,
+        dropout_position=tuning.dropout_position,  # pyright: ignore[reportArgumentType]
+        target_modules=tuning.target_modules,
+        column_init_method=tuning.column_init_method,  # pyright: ignore[reportArgumentType]
     )
 
 

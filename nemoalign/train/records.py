@@ -22,10 +22,10 @@ class RunDirectory:
         self._metrics: IO[str] | None = None
         self._lock: int | None = None
 
-    @property
-    def finished(self) -> bool:
-        """True when a run ended here and wrote its summary."""
-        return (self.path / SUMMARY).exists()
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary of a run that ended here, or None."""
+        path = self.path / SUMMARY
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def open(self) -> None:
         """Create the directory, take its lock and open ``metrics.jsonl`` for appending.

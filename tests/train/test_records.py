@@ -1,0 +1,45 @@
+import json
+import os
+import subprocess
+
+import pytest
+
+from nemoalign.errors import ConflictError
+from nemoalign.train.records import RunDirectory
+
+
+def test_metrics_keep_every_digit_and_are_appended(tmp_path) -> None:
+    for step, value in enumerate([0.1 + 0.2, 1 / 3]):
+        records = RunDirectory(tmp_path / "run")
+        records.open()
+        records.log({"step": step, "loss": value})
+        records.close()
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [0.1 + 0.2, 1 / 3]
+
+
+def test_a_directory_has_one_writer(tmp_path) -> None:
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    first.open()
+    with pytest.raises(ConflictError, match="being written by another"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+def test_summary_says_that_the_run_is_finished(tmp_path) -> None:
+    records = RunDirectory(tmp_path)
+    assert records.summary() is None
+    records.finish({"steps": 3})
+    assert RunDirectory(tmp_path).summary() == {"steps": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_command_file_repeats_the_command_with_awkward_arguments(tmp_path) -> None:
+    records = RunDirectory(tmp_path)
+    records.describe("a: 1\n", ["printf", "%s|", "it's", "a b", "$HOME"])
+    out = subprocess.run([tmp_path / "command.sh"], capture_output=True, text=True, check=True)
+    assert out.stdout == "it's|a b|$HOME|"
+    assert os.access(tmp_path / "command.sh", os.X_OK)
+    assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
