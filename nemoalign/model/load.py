@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 
 from nemoalign.archive.dtypes import Array
@@ -89,9 +90,8 @@ def load_weights(
 
 def _chunk_tensors(chunk: nn.Module, layout: ParallelLayout) -> Iterator[tuple[LocalTensor, bool]]:
     """Yield a chunk's parameters, and whether each is the second copy of tied embeddings."""
-    model = chunk
-    while not isinstance(model, GPTModel):
-        model = model.module
+    model = get_attr_wrapped_model(chunk, "decoder", return_model_obj=True)
+    assert isinstance(model, GPTModel), "build_model makes GPTModels"
     tied = model.share_embeddings_and_output_weights
     for name, parameter in model.named_parameters():
         canonical = canonical_name(_with_global_layer(name, model))
@@ -111,7 +111,7 @@ def _with_global_layer(name: str, model: GPTModel) -> str:
     return f"{_LAYERS}{layers[int(local)].layer_number - 1}.{rest}"
 
 
-def _split_of(parameter: nn.Parameter) -> Split:
+def _split_of(parameter: Any) -> Split:
     if not getattr(parameter, "tensor_model_parallel", False):
         return Split(None)
     return Split(parameter.partition_dim, runs=parameter.partition_stride)

@@ -7,10 +7,12 @@ written beside its final name and renamed when whole, so a kill at any instant l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +74,8 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / WEIGHTS).mkdir(parents=True)
         torch.distributed.barrier()
-        dist_checkpointing.save(self._sharded_state(), str(temporary / WEIGHTS))
+        with _quietly():
+            dist_checkpointing.save(self._sharded_state(), str(temporary / WEIGHTS))
         final = self.directory / f"{name}{LAST}"
         if speaking_rank():
             self._describe(temporary, progress)
@@ -85,9 +88,10 @@ class Checkpointer:
         progress = read_progress(checkpoint)
         # megatron-core unpickles .metadata and common.pt: our allow-list reads both first.
         _vet(checkpoint / WEIGHTS)
-        state = dist_checkpointing.load(
-            self._sharded_state(is_loading=True), str(checkpoint / WEIGHTS)
-        )
+        with _quietly():
+            state = dist_checkpointing.load(
+                self._sharded_state(is_loading=True), str(checkpoint / WEIGHTS)
+            )
         for name, chunk in self._named_chunks():
             missing, unexpected = chunk.load_state_dict(state[name], strict=False)
             wrong = [key for key in unexpected if not key.endswith("_extra_state")]
@@ -165,6 +169,14 @@ def _step(path: Path) -> int:
 def _score(path: Path, monitor: str) -> float:
     progress = read_progress(path)
     return (progress.get("val_metrics") or {}).get(monitor, float("inf"))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Hide what megatron-core's checkpointing makes torch say about its own coming changes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _vet(weights: Path) -> None:

@@ -64,7 +64,9 @@ def test_any_other_resolver_is_denied(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "a: &a [" + "1," * 9 + "]\n"
+        "a: &a ["
+        + "1," * 9
+        + "]\n"
         + "\n".join(
             f"{chr(98 + n)}: &{chr(98 + n)} [" + f"*{chr(97 + n)}," * 9 + "]" for n in range(12)
         ),
