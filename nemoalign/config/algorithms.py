@@ -1,0 +1,61 @@
+"""The table of algorithms: adding one is adding its settings and its row here, and its own file.
+
+The command, its flags, help and completion, the sections ``model.<name>`` and ``trainer.<name>`` of
+the merged tree and the defaults all follow from the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
+from nemoalign.config.schema import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmRow:
+    """One algorithm: what it is called, where it lives, what is its own."""
+
+    name: str
+    summary: str
+    target: str
+    """``module:Class``, resolved by ``train.algorithm.load_algorithm`` and nothing else."""
+    settings: type[AlgorithmSettings]
+    defaults: Mapping[str, Any]
+    """Defaults that differ from the field's, by dotted key."""
+
+    def entries(self) -> dict[str, Entry]:
+        """Return every setting of a run of this algorithm by its dotted key, in order."""
+        return {
+            entry.key: replace(entry, default=self.defaults.get(entry.key, entry.default))
+            for entry in settings_of(RunConfig, self.name, self.settings)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings(AlgorithmSettings):
+    """Supervised fine-tuning."""
+
+    mask: str = setting(
+        "assistant",
+        "Which tokens count: every assistant turn, only the last answer, or (none) all of them.",
+        flag="--mask",
+        choices=("assistant", "completion", "none"),
+        panel="Loss",
+    )
+
+
+ALGORITHMS: Mapping[str, AlgorithmRow] = {
+    row.name: row
+    for row in (
+        AlgorithmRow(
+            name="sft",
+            summary="Fine-tune on answers: prompt-response rows or chat messages.",
+            target="nemoalign.algorithms.sft:Sft",
+            settings=SftSettings,
+            defaults={"model.optim.lr": 1e-5, "model.optim.weight_decay": 0.01},
+        ),
+    )
+}

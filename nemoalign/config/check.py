@@ -1,0 +1,87 @@
+"""Rules between settings; every message names what to type. Single bounds are the fields' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nemoalign.config.architecture import Architecture
+from nemoalign.config.schema import RunConfig
+from nemoalign.errors import ConfigError
+
+LEARNED = "learned_absolute"
+
+
+def check_complete(config: RunConfig, algorithm: str) -> None:
+    """Refuse a run that lacks its checkpoint or its data, and say the line to type.
+
+    Raises:
+        ConfigError: naming everything that is missing at once.
+    """
+    evaluates = config.trainer.loop.max_steps == 0 and config.model.data.validation_ds.file_path
+    missing: dict[str, str] = {}
+    if config.pretrained_checkpoint.restore_from_path is None:
+        missing["a checkpoint to start from (--ckpt)"] = "--ckpt model.nemo"
+    if not config.model.data.train_ds.file_path and not evaluates:
+        missing["rows to learn from (--data)"] = "--data train.jsonl"
+    if missing:
+        raise ConfigError(
+            f"{algorithm} needs {' and '.join(missing)}; no flag, file or environment variable names "
+            f"{'it' if len(missing) == 1 else 'them'}. "
+            f"Type: nemoalign {algorithm} {' '.join(missing.values())}"
+        )
+
+
+def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
+    """Yield warnings about settings without effect.
+
+    Raises:
+        ConfigError: when settings contradict each other.
+    """
+    optim, model = config.model.optim, config.model
+    if optim.sched.min_lr > optim.lr and optim.sched.name != "constant":
+        raise ConfigError(
+            f"--min-lr {optim.sched.min_lr:g} is above --lr {optim.lr:g}"
+            f"{_from(sources, 'model.optim.sched.min_lr', 'model.optim.lr')}. "
+            f"Use --min-lr {optim.lr / 10:g} or less, or leave it out."
+        )
+    if model.peft.peft_scheme == "none":
+        for flag, key in (("--lora-alpha", "alpha"), ("--lora-targets", "target_modules")):
+            if sources.get(f"model.peft.lora_tuning.{key}", "").startswith("flag"):
+                raise ConfigError(f"{flag} has no effect without --lora. Add --lora 16.")
+        if model.peft.restore_from_path is not None:
+            raise ConfigError(
+                "--adapter goes on from trained adapters; add --lora with their rank."
+            )
+    if model.sequence_parallel and model.tensor_model_parallel_size == 1:
+        yield "--sequence-parallel has no effect with --tp 1."
+
+
+def check_length(
+    config: RunConfig, architecture: Architecture, checkpoint_length: int
+) -> Iterator[str]:
+    """Yield a warning when --seq-len exceeds what the checkpoint was made for.
+
+    Raises:
+        ConfigError: when its positions are learned, so that there are no more of them.
+    """
+    asked = config.model.encoder_seq_length
+    if asked <= checkpoint_length:
+        return
+    if architecture.position_embedding_type == LEARNED:
+        raise ConfigError(
+            f"--seq-len {asked} is longer than the {checkpoint_length} positions this checkpoint "
+            f"learned (position_embedding_type learned_absolute). Use --seq-len {checkpoint_length} "
+            "or less."
+        )
+    if architecture.seq_len_interpolation_factor is None:
+        yield (
+            f"--seq-len {asked} is longer than the checkpoint's {checkpoint_length}; its rotary "
+            "positions were never trained that far. "
+            "--set model.seq_len_interpolation_factor=2 would compress them."
+        )
+
+
+def _from(sources: Mapping[str, str], *keys: str) -> str:
+    known: dict[str, Any] = {sources[key]: None for key in keys if key in sources}
+    return f" ({', '.join(known)})" if known else ""

@@ -1,0 +1,87 @@
+"""Rows and how they become tokens: ``model.data``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemoalign.config.fields import Section, section, setting
+from nemoalign.config.values import DataFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatPromptTokens(Section):
+    """NeMo's turn markers; a chat checkpoint brings its own."""
+
+    system_turn_start: str = setting("\x00", "Starts the system turn.")
+    turn_start: str = setting("\x11", "Starts every other turn.")
+    label_start: str = setting("\x12", "Starts a label.")
+    end_of_turn: str = setting("\n", "Ends a turn.")
+    end_of_name: str = setting("\n", "Ends a speaker's name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData(Section):
+    """Rows to learn from."""
+
+    file_path: tuple[DataFile, ...] = setting(
+        (),
+        "JSONL rows to learn from; repeat it to mix files, with a weight each.",
+        flag="--data",
+        metavar="FILE[:WEIGHT]",
+        path_kind="file",
+        shown="none",
+        panel="Checkpoint and data",
+    )
+    prompt_template: str | None = setting(
+        None,
+        "How a row becomes text, the answer's field last: 'Q: {input}\\nA: {output}'.",
+        shown="the checkpoint's, else '{input} {output}'",
+    )
+    label_key: str | None = setting(None, "Field of the answer.", shown="the template's last field")
+    truncation_field: str | None = setting(
+        None,
+        "Fields to cut in a row that is too long, commas between them.",
+        shown="input, else the template's first field",
+    )
+    truncation_method: str = setting("right", "Which end is cut.", choices=("left", "right"))
+    add_bos: bool = setting(False, "Start a row with the tokenizer's beginning-of-text token.")
+    add_eos: bool = setting(True, "End an answer with the tokenizer's end-of-text token.")
+    add_sep: bool = setting(False, "Put NeMo's separator (id 0) between prompt and answer.")
+    max_seq_length: int = setting(512, "Longest row in tokens.", at_least=2, shown="--seq-len")
+    shuffle: bool = setting(
+        False,
+        "Draw a new order for every epoch, instead of the file's.",
+        flag="--shuffle/--no-shuffle",
+        panel="Checkpoint and data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationData(Section):
+    """Rows to measure on; how they become text is the training rows' way."""
+
+    file_path: tuple[DataFile, ...] = setting(
+        (),
+        "JSONL rows to measure the loss on, before, during and after.",
+        flag="--val",
+        metavar="FILE",
+        path_kind="file",
+        shown="none",
+        panel="Checkpoint and data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Data and how rows become tokens."""
+
+    format: str = setting(
+        "auto",
+        "What the rows are; auto tells it by the fields of the first one.",
+        flag="--format",
+        choices=("auto", "messages", "prompt-response", "prompt-completion"),
+        panel="Checkpoint and data",
+    )
+    chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
+    train_ds: TrainData = section(TrainData)
+    validation_ds: ValidationData = section(ValidationData)

@@ -1,0 +1,56 @@
+"""Defaults that follow from other settings; each is used only where nobody gave a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+Rule = Callable[[Values], Any]
+
+LR = "model.optim.lr"
+LORA_FACTOR = 10
+LENGTH = "model.encoder_seq_length"
+ROW_LENGTH = "model.data.train_ds.max_seq_length"
+
+
+def derived(
+    values: Values, given: Callable[[str], bool], algorithm: str
+) -> dict[str, tuple[Any, str]]:
+    """Return key -> (value, why) for every derived default that nobody's value replaces.
+
+    ``given(key)`` is True when a person or the checkpoint set the key.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    current = dict(values)
+    for key, rule, why in _rules(algorithm):
+        if not given(key):
+            value = rule(current)
+            if value is not None and value != current[key]:
+                found[key] = (value, why)
+                current[key] = value
+    if current[ROW_LENGTH] > current[LENGTH]:
+        found[ROW_LENGTH] = (current[LENGTH], "--seq-len is shorter")
+    return found
+
+
+def _rules(algorithm: str) -> list[tuple[str, Rule, str]]:
+    """Return the rules in order: a later one may read what an earlier one derived."""
+    loop = f"trainer.{algorithm}."
+    lora = "model.peft.lora_tuning."
+    return [
+        (LR, _lora_lr, f"{algorithm}'s, ten times for LoRA"),
+        ("model.optim.sched.min_lr", lambda v: _tidy(v[LR] / 10), "a tenth of the learning rate"),
+        (f"{lora}alpha", lambda v: float(v[f"{lora}adapter_dim"]), "the rank"),
+        (ROW_LENGTH, lambda v: v[LENGTH], "--seq-len"),
+        (f"{loop}save_interval", lambda v: v[f"{loop}val_check_interval"], "as --val-every"),
+    ]
+
+
+def _lora_lr(values: Values) -> float:
+    return _tidy(values[LR] * (LORA_FACTOR if values["model.peft.peft_scheme"] == "lora" else 1))
+
+
+def _tidy(number: float) -> float:
+    """Return ``number`` without the last digit's noise: 3e-05, not 2.9999999999999997e-05."""
+    return float(f"{number:.15g}")

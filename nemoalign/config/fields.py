@@ -1,0 +1,193 @@
+"""One setting is one dataclass field: its default, help, flag and bounds are written once, here.
+
+``setting`` makes a field; ``Section`` checks a section's bounds when it is made; ``settings_of``
+lists every setting of a tree by its dotted key, which is what flags, merging and help are made of.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, cast, get_type_hints
+
+from nemoalign.config.values import Reject, convert
+from nemoalign.errors import ConfigError
+
+_Compare = Callable[[Any, Any], bool]
+_GREATER, _NOT_LESS = cast("_Compare", operator.gt), cast("_Compare", operator.ge)
+_LESS, _NOT_GREATER = cast("_Compare", operator.lt), cast("_Compare", operator.le)
+
+PathKind = Literal["file", "directory", "any"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known about one setting beside its name, type and default."""
+
+    help: str
+    flag: str | None = None
+    short: str | None = None
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    choices: Mapping[str, Any] | None = None
+    """Spelling -> stored value; a spelling may be what the command line says for null."""
+    panel: str | None = None
+    metavar: str | None = None
+    path_kind: PathKind | None = None
+    shown: str | None = None
+    """How help words a default that is derived from other settings."""
+    implies: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Other keys that typing this flag sets."""
+    transient: bool = False
+    """True for a decision about this one command, which a repeated run must not inherit."""
+
+    def reject(self, value: Any) -> str | None:
+        """Return why ``value`` is out of bounds ("must be above 0"), or None when it is fine."""
+        if value is None:
+            return None
+        if self.choices is not None:
+            values = list(self.choices.values())
+            wrong = [v for v in _each(value) if v not in values]
+            return f"must be one of {', '.join(self.choices)}" if wrong else None
+        for bound, words, holds in (
+            (self.above, "above", _GREATER),
+            (self.at_least, "at least", _NOT_LESS),
+            (self.below, "below", _LESS),
+            (self.at_most, "at most", _NOT_GREATER),
+        ):
+            if bound is not None and not all(holds(v, bound) for v in _each(value)):
+                return f"must be {words} {bound:g}"
+        return None
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Mapping[str, Any] | Sequence[str] | None = None,
+    **known: Any,
+) -> Any:
+    """Return a dataclass field for one setting; ``known`` are the fields of ``Setting``.
+
+    Without ``flag`` a setting stays off the command line; ``--set`` and ``--config`` reach it.
+    """
+    if choices is not None and not isinstance(choices, Mapping):
+        choices = {choice: choice for choice in choices}
+    return field(
+        default=default,
+        metadata={"setting": Setting(help=help, choices=choices, **known)},
+    )
+
+
+def section(cls: type[Any], *, key: str | None = None) -> Any:
+    """Return a dataclass field that holds another section, under ``key`` when it differs.
+
+    The key ``{algorithm}`` stands for the algorithm's name: ``trainer.sft``, ``model.dpo``.
+    """
+    return field(default_factory=cls, metadata={"section": cls, "key": key})
+
+
+class Section:
+    """A dataclass of settings: constructing one checks the bounds of its own fields."""
+
+    def __post_init__(self) -> None:
+        for name, known in own_settings(type(self)):
+            problem = known.reject(getattr(self, name))
+            if problem:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it {problem}.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting in its place: dotted key, type, default and what is known about it."""
+
+    key: str
+    type: Any
+    default: Any
+    setting: Setting
+
+    @property
+    def optional(self) -> bool:
+        """True when null is a value of this setting."""
+        return type(None) in getattr(self.type, "__args__", ())
+
+    def read(self, value: Any) -> Any:
+        """Return ``value`` as this setting's type.
+
+        Raises:
+            Reject: when it has the wrong type, is no choice or is out of bounds.
+        """
+        choices = self.setting.choices
+        if choices is not None:
+            value = _spelled(value, choices)
+        value = convert(value, self.type)
+        problem = self.setting.reject(value)
+        if problem:
+            raise Reject(problem)
+        return value
+
+
+def own_settings(cls: type[Any]) -> Iterator[tuple[str, Setting]]:
+    """Yield the settings of one section, without those of the sections inside it."""
+    for f in fields(cls):
+        known = f.metadata.get("setting")
+        if isinstance(known, Setting):
+            yield f.name, known
+
+
+def settings_of(
+    cls: type[Any], algorithm: str, own: type[Any], prefix: str = ""
+) -> Iterator[Entry]:
+    """Yield every setting of the tree ``cls``, in order.
+
+    ``own`` is the algorithm's section, which takes the place of ``AlgorithmSettings``.
+    """
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        key = prefix + tree_key(f.name, f.metadata.get("key"), algorithm)
+        known = f.metadata.get("setting")
+        if isinstance(known, Setting):
+            assert f.default is not MISSING, f"{key} needs a default"
+            yield Entry(key, hints[f.name], f.default, known)
+        elif "section" in f.metadata:
+            inner = own if f.metadata["section"] is AlgorithmSettings else f.metadata["section"]
+            yield from settings_of(inner, algorithm, own, f"{key}.")
+
+
+def build(
+    cls: type[Any], values: Mapping[str, Any], algorithm: str, own: type[Any], prefix: str = ""
+) -> Any:
+    """Return the section ``cls`` made from typed ``values`` by dotted key."""
+    made: dict[str, Any] = {}
+    for f in fields(cls):
+        key = prefix + tree_key(f.name, f.metadata.get("key"), algorithm)
+        if "section" in f.metadata:
+            inner = own if f.metadata["section"] is AlgorithmSettings else f.metadata["section"]
+            made[f.name] = build(inner, values, algorithm, own, f"{key}.")
+        else:
+            made[f.name] = values[key]
+    return cls(**made)
+
+
+def tree_key(name: str, key: str | None, algorithm: str) -> str:
+    """Return a field's name in the merged tree."""
+    return (key or name).replace("{algorithm}", algorithm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSettings(Section):
+    """What one algorithm has for itself; each row of ``config.algorithms`` brings its own."""
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
+
+
+def _spelled(value: Any, choices: Mapping[str, Any]) -> Any:
+    """Return the stored value for a spelling; stored values and unknown words pass."""
+    if isinstance(value, str) and "," not in value:
+        return choices.get(value, value)
+    return value

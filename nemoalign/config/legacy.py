@@ -1,0 +1,249 @@
+"""NeMo and NeMo-Aligner spellings: which of their keys mean a setting here, and which mean nothing.
+
+A key of theirs is one of four: a setting under another name (``ALIASES``), a value in another
+spelling (``SPELLINGS``), a matter of NeMo's own machinery whose absence changes no result (``QUIET``),
+or something we cannot do, named in one warning when it is switched on (``UNHONOURED``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+ALIASES: Mapping[str, str] = {
+    "model.restore_from_path": "pretrained_checkpoint.restore_from_path",
+    "model.data.train_ds.global_batch_size": "model.global_batch_size",
+    "model.data.train_ds.micro_batch_size": "model.micro_batch_size",
+    "exp_manager.max_time_per_run": "trainer.max_time",
+}
+
+_BF16 = dict.fromkeys(("bf16", "bf16-mixed", "bf16-true"), "bf16")
+_FP32 = dict.fromkeys(("32", "32-true", "fp32"), "fp32")
+
+SPELLINGS: Mapping[str, Mapping[str | None, Any]] = {
+    "trainer.precision": {**_BF16, **_FP32},
+    "trainer.devices": {"-1": None, "auto": None},
+    "trainer.*.gradient_clip_val": {None: 0.0},
+    "model.peft.peft_scheme": {None: "none"},
+    "model.virtual_pipeline_model_parallel_size": {"1": None},
+}
+"""Value as text (or None) -> our value, by pattern of keys."""
+
+QUIET: tuple[str, ...] = tuple(
+    [
+        "name",
+        "precision",
+        "restore_from_path",
+        "trainer.accelerator",
+        "trainer.logger",
+        "trainer.enable_checkpointing",
+        "trainer.use_distributed_sampler",
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.benchmark",
+        "trainer.log_every_n_steps",
+        "trainer.accumulate_grad_batches",
+        "trainer.enable_model_summary",
+        "trainer.enable_progress_bar",
+        "trainer.gradient_clip_val",
+        "trainer.val_check_interval",
+        "trainer.limit_val_batches",
+        "trainer.limit_test_batches",
+        "trainer.num_sanity_val_steps",
+        "trainer.strategy",
+        "exp_manager.name",
+        "exp_manager.version",
+        "exp_manager.use_datetime_version",
+        "exp_manager.resume_ignore_no_checkpoint",
+        "exp_manager.resume_past_end",
+        "exp_manager.create_checkpoint_callback",
+        "exp_manager.*_logger_kwargs*",
+        "exp_manager.log_step_timing",
+        "exp_manager.step_timing_kwargs*",
+        "exp_manager.checkpoint_callback_params.model_parallel_size",
+        "exp_manager.checkpoint_callback_params.always_save_nemo",
+        "model.target",
+        "model.nemo_version",
+        "model.mcore_gpt",
+        "model.megatron_amp_O2",
+        "model.megatron_legacy",
+        "model.transformer_engine",
+        "model.use_cpu_initialization",
+        "model.precision",
+        "model.name",
+        "model.answer_only_loss",
+        "model.save_nemo_on_validation_end",
+        "model.use_flash_attention",
+        "model.micro_batch_size_*",
+        "model.pre_process",
+        "model.post_process",
+        "model.persist_layer_norm",
+        "model.gradient_as_bucket_view",
+        "model.gradient_accumulation_fusion",
+        "model.grad_div_ar_fusion",
+        "model.grad_allreduce_chunk_size_mb",
+        "model.bias_dropout_add_fusion",
+        "model.masked_softmax_fusion",
+        "model.apply_rope_fusion",
+        "model.get_attention_mask_from_fusion",
+        "model.use_scaled_init_method",
+        "model.apply_query_key_layer_scaling",
+        "model.normalize_attention_scores",
+        "model.attention_type",
+        "model.do_layer_norm_weight_decay",
+        "model.fp32_residual_connection",
+        "model.fp16_lm_cross_entropy",
+        "model.native_amp_*",
+        "model.hysteresis",
+        "model.onnx_safe",
+        "model.apex_transformer_log_level",
+        "model.sync_batch_comm",
+        "model.batch_p2p_comm",
+        "model.overlap_p2p_comm",
+        "model.ub_*",
+        "model.cpu_offloading*",
+        "model.dist_ckpt_*",
+        "model.nccl_*",
+        "model.fsdp_*",
+        "model.megatron_timer*",
+        "model.enable_megatron_timers",
+        "model.nsys_profile*",
+        "model.gc_interval",
+        "model.rampup_batch_size_*",
+        "model.reduce_amax",
+        "model.use_emha",
+        "model.sharp",
+        "model.validation_param_sync_overlap",
+        "model.steerable_attributes*",
+        "model.steerlm*",
+        "model.tensor_model_parallel_rank",
+        "model.inference*",
+        "model.optim.bucket_cap_mb",
+        "model.optim.overlap_*",
+        "model.optim.contiguous_*",
+        "model.optim.grad_sync_dtype",
+        "model.optim.dtype",
+        "model.optim.*_dtype",
+        "model.data.chat",
+        "model.data.num_workers",
+        "model.data.dataloader_type",
+        "model.data.data_impl",
+        "model.data.data_prefix",
+        "model.data.splits_string",
+        "model.data.seq_length",
+        "model.data.skip_warmup",
+        "model.data.mmap_bin_files",
+        "model.data.num_dataset_builder_threads",
+        "model.data.shuffle_documents",
+        "model.data.validation_drop_last",
+        "model.data.index_mapping_dir",
+        "model.data.pad_samples_to_*",
+        "model.data.no_seqlen_plus_one_input_tokens",
+        "model.data.pad_length_to_multiple_of",
+        "model.data.*_ds.memmap_workers",
+        "model.data.*_ds.index_mapping_dir",
+        "model.data.*_ds.hf_dataset",
+        "model.data.*_ds.output_original_text",
+        "model.data.*_ds.num_workers",
+        "model.data.*_ds.pin_memory",
+        "model.data.*_ds.drop_last",
+        "model.data.*_ds.pad_to_max_length",
+        "model.data.validation_ds.*_batch_size",
+        "model.data.train_ds.packed_sequence_*",
+        "model.peft.lora_tuning.position_embedding_strategy",
+    ]
+)
+
+UNHONOURED: Mapping[str, tuple[Any, ...]] = {
+    "defaults": (),
+    "hydra*": (),
+    "trainer.*.limit_train_batches": (1.0,),
+    "trainer.*.limit_val_batches": (1.0,),
+    "trainer.*.inference_metrics*": (),
+    "exp_manager.exp_dir": (),
+    "exp_manager.create_wandb_logger": (),
+    "exp_manager.create_tensorboard_logger": (),
+    "exp_manager.create_mlflow_logger": (),
+    "exp_manager.create_early_stopping_callback": (),
+    "exp_manager.early_stopping_callback_params*": (),
+    "exp_manager.ema*": (),
+    "exp_manager.resume_from_checkpoint": (),
+    "exp_manager.checkpoint_callback_params.mode": ("min",),
+    "exp_manager.checkpoint_callback_params.filename": (),
+    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": (True,),
+    "exp_manager.checkpoint_callback_params.save_best_model": (),
+    "exp_manager.checkpoint_callback_params.every_n_*": (),
+    "model.resume_from_checkpoint": (),
+    "model.restore_from_ckpt*": (),
+    "model.pipeline_model_parallel_split_rank": (0,),
+    "model.activations_checkpoint_layers_per_pipeline": (),
+    "model.activations_checkpoint_method": ("uniform",),
+    "model.activations_checkpoint_num_layers": (1,),
+    "model.num_micro_batches_with_partial_activation_checkpoints": (),
+    "model.ffn_dropout": (),
+    "model.headscale": (),
+    "model.fp8*": (),
+    "model.fsdp": (),
+    "model.rampup_batch_size": (),
+    "model.reset_lr*": (),
+    "model.mcore_customization_config*": (),
+    "model.peft.restore_from_ckpt*": (),
+    "model.peft.lora_tuning.layer_selection": (),
+    "model.peft.lora_tuning.row_init_method": ("zero",),
+    "model.peft.lora_tuning.weight_tying": (),
+    "model.peft.lora_tuning.variant": ("nemo",),
+    "model.optim.sched.warmup_ratio": (),
+    "model.optim.sched.constant_ratio": (),
+    "model.optim.sched.last_epoch": (-1,),
+    "model.data.sample": (),
+    "model.data.eod_mask_loss": (),
+    "model.data.reset_position_ids": (),
+    "model.data.reset_attention_mask": (),
+    "model.data.append_eod": (),
+    "model.data.*_ds.min_seq_length": (1,),
+    "model.data.*_ds.file_names": (),
+    "model.data.*_ds.concat_sampling_probabilities": (),
+    "model.data.*_ds.packed_sequence": (),
+    "model.data.*_ds.tokens_to_generate": (),
+    "model.data.validation_ds.*": (),
+    "model.data.test_ds*": (),
+}
+"""Pattern of keys -> values that switch nothing on; null, false, 0 and empty ones never do."""
+
+FP8_DETAILS = ("model.fp8_amax_*", "model.fp8_margin", "model.fp8_interval", "model.fp8_hybrid")
+VALIDATION_AS_TRAINING = "model.data.validation_ds."
+
+
+def spelled(key: str, value: Any) -> Any:
+    """Return ``value`` in our spelling when NeMo writes it otherwise."""
+    for pattern, spellings in SPELLINGS.items():
+        if fnmatchcase(key, pattern):
+            return spellings.get(None if value is None else str(value), value)
+    return value
+
+
+def is_nemo_key(key: str) -> bool:
+    """True when NeMo or NeMo-Aligner knows ``key`` and no setting of ours corresponds to it."""
+    return _matches(key, (*QUIET, *FP8_DETAILS)) or _matches(key, tuple(UNHONOURED))
+
+
+def is_lost(key: str, value: Any, settings: Mapping[str, Any]) -> bool:
+    """True when NeMo would do something for ``key: value`` that we do not do.
+
+    ``settings`` are the merged values: a validation key that repeats the training rows' value asks
+    for what happens anyway.
+    """
+    if not value or _matches(key, (*QUIET, *FP8_DETAILS)):
+        return False
+    if key.startswith(VALIDATION_AS_TRAINING):
+        twin = "model.data.train_ds." + key.removeprefix(VALIDATION_AS_TRAINING)
+        if settings.get(twin, value) == value:
+            return False
+    return not any(
+        fnmatchcase(key, pattern) and value in neutral for pattern, neutral in UNHONOURED.items()
+    )
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)

@@ -1,0 +1,70 @@
+"""Low-rank adapters: ``model.peft``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemoalign.config.fields import Section, section, setting
+
+LORA_TARGETS = (
+    "attention_qkv",
+    "attention_dense",
+    "mlp_fc1",
+    "mlp_fc2",
+    "attention",
+    "mlp",
+    "all",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTuning(Section):
+    """Low-rank adapters."""
+
+    adapter_dim: int = setting(
+        32,
+        "Train adapters of this rank instead of the weights.",
+        flag="--lora",
+        metavar="RANK",
+        at_least=1,
+        shown="off",
+        implies={"model.peft.peft_scheme": "lora"},
+        panel="LoRA",
+    )
+    alpha: float = setting(
+        32.0,
+        "Scale of the adapters is alpha / rank.",
+        flag="--lora-alpha",
+        above=0,
+        shown="the rank",
+        panel="LoRA",
+    )
+    target_modules: tuple[str, ...] = setting(
+        ("attention_qkv",),
+        "Which linear layers get adapters (commas between several).",
+        flag="--lora-targets",
+        choices=LORA_TARGETS,
+        panel="LoRA",
+    )
+    adapter_dropout: float = setting(0.0, "Dropout inside the adapters.", at_least=0, below=1)
+    dropout_position: str = setting("post", "Where that dropout acts.", choices=("pre", "post"))
+    column_init_method: str = setting(
+        "xavier", "How the first factor starts.", choices=("xavier", "kaiming", "normal")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peft(Section):
+    """Which weights are trained."""
+
+    peft_scheme: str = setting("none", "What is trained.", choices=("none", "lora"))
+    restore_from_path: Path | None = setting(
+        None,
+        "Trained adapters to go on from.",
+        flag="--adapter",
+        metavar="SRC",
+        path_kind="any",
+        panel="LoRA",
+    )
+    lora_tuning: LoraTuning = section(LoraTuning)

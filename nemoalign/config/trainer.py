@@ -1,0 +1,132 @@
+"""Machines, length, saving and output of a run: ``trainer`` and ``exp_manager``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemoalign.config.fields import Section, section, setting
+from nemoalign.config.values import Duration, Every
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Section):
+    """When a run ends, validates and saves."""
+
+    max_epochs: int = setting(
+        1, "Passes over the training rows.", flag="--epochs", at_least=1, panel="Length of the run"
+    )
+    max_steps: int = setting(
+        -1,
+        "Optimizer steps, if that comes first; 0 only validates.",
+        flag="--max-steps",
+        at_least=-1,
+        shown="no limit",
+        panel="Length of the run",
+    )
+    val_check_interval: Every = setting(
+        Every(100),
+        "Validate every so many steps (100), share of an epoch (0.1) or epochs (1epoch); 0 never.",
+        flag="--val-every",
+        metavar="EVERY",
+        panel="Length of the run",
+    )
+    save_interval: Every = setting(
+        Every(100),
+        "Save a checkpoint as often.",
+        flag="--save-every",
+        metavar="EVERY",
+        shown="as --val-every",
+        panel="Length of the run",
+    )
+    gradient_clip_val: float = setting(
+        1.0,
+        "Largest norm of the gradient; 0 is off.",
+        flag="--grad-clip",
+        at_least=0,
+        panel="Optimizer",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Section):
+    """Machines, precision and the loop."""
+
+    num_nodes: int | None = setting(
+        None,
+        "Machines; srun or torchrun starts the ranks on them.",
+        flag="--num-nodes",
+        at_least=1,
+        shown="as started",
+        panel="Parallelism",
+    )
+    devices: int | None = setting(
+        None,
+        "Ranks on this machine.",
+        flag="--devices",
+        at_least=1,
+        shown="every GPU; on CPU tp x pp",
+        panel="Parallelism",
+    )
+    precision: str = setting(
+        "bf16",
+        "Arithmetic of the model; master weights and the optimizer are fp32 in both.",
+        flag="--precision",
+        choices=("bf16", "fp32"),
+        panel="Batches and length",
+    )
+    max_time: Duration | None = setting(
+        None,
+        "Save and stop with exit code 75 after this long.",
+        flag="--max-time",
+        metavar="D-HH:MM:SS",
+        shown="no limit",
+        panel="Length of the run",
+    )
+    loop: LoopConfig = section(LoopConfig, key="{algorithm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCallback(Section):
+    """Which checkpoints stay."""
+
+    monitor: str = setting(
+        "val_loss", "Metric that ranks checkpoints.", flag="--monitor", panel="Output"
+    )
+    save_top_k: int = setting(
+        3,
+        "Best checkpoints to keep, beside the last.",
+        flag="--keep-top",
+        at_least=0,
+        panel="Output",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpManager(Section):
+    """Where results go."""
+
+    explicit_log_dir: Path | None = setting(
+        None,
+        "Run directory.",
+        flag="--out",
+        short="-o",
+        metavar="RUN_DIR",
+        path_kind="directory",
+        shown="runs/<algorithm>-<n>",
+        panel="Output",
+    )
+    overwrite: bool = setting(
+        False,
+        "Replace what an earlier run left in the run directory.",
+        flag="--overwrite",
+        transient=True,
+        panel="Output",
+    )
+    resume_if_exists: bool = setting(
+        True,
+        "Continue an unfinished run of the run directory.",
+        flag="--resume/--no-resume",
+        panel="Output",
+    )
+    checkpoint_callback_params: CheckpointCallback = section(CheckpointCallback)
