@@ -21,7 +21,7 @@ class Row:
     targets: int
 
 
-def read_rows(path: Path, tokenizer: Any) -> list[Row]:  # noqa: ANN401 - transformers' classes have no common type
+def read_rows(path: Path, tokenizer: Any) -> list[Row]:
     """Return the rows of ``path`` rendered by the tokenizer's chat template."""
     return [
         to_row(json.loads(line)["messages"], tokenizer)
