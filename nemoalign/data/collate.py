@@ -1,0 +1,91 @@
+"""Rows to one batch of tensors: tokens without the last, labels without the first, right padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nemoalign.data.dataset import Sample
+
+IGNORED = -100
+"""Label of a position that is not trained; torch's own word for it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch; every tensor is [b, s].
+
+    ``labels[t]`` is the token that follows ``tokens[t]``, or -100 where that is not trained;
+    ``loss_mask`` is 1.0 exactly where it is.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    num_tokens: int
+    """Tokens that are no padding."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device, copied in the background where that is possible."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            loss_mask=self.loss_mask.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+        )
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    eos_id: int,
+    pad_to: int = 1,
+    fixed_length: int | None = None,
+    max_length: int | None = None,
+) -> Batch:
+    """Return a batch of rows, padded on the right with ``eos_id``.
+
+    Padding needs no attention mask: attention is causal, so no real token sees it.
+
+    Args:
+        samples: rows of at least two ids.
+        eos_id: the id padding is made of.
+        pad_to: the width is a multiple of this (sequence parallelism needs one of tp).
+        fixed_length: the width, for all batches alike; no row may be longer.
+        max_length: the width is never rounded up beyond this.
+    """
+    lengths = [len(sample.tokens) - 1 for sample in samples]
+    width = _width(max(lengths), pad_to, fixed_length, max_length)
+    tokens = np.full((len(samples), width), eos_id, np.int64)
+    labels = np.full((len(samples), width), IGNORED, np.int64)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        tokens[row, :length] = sample.tokens[:-1]
+        labels[row, :length] = np.where(sample.loss_mask[1:], sample.tokens[1:], IGNORED)
+    label_tensor = torch.from_numpy(labels)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        labels=label_tensor,
+        loss_mask=(label_tensor != IGNORED).float(),
+        position_ids=torch.arange(width).expand(len(samples), width).contiguous(),
+        num_tokens=sum(
+            length for s, length in zip(samples, lengths, strict=True) if not s.is_filler
+        ),
+    )
+
+
+def _width(longest: int, pad_to: int, fixed_length: int | None, max_length: int | None) -> int:
+    if fixed_length is not None:
+        assert longest <= fixed_length, (
+            f"a row of {longest} tokens in a batch of width {fixed_length}"
+        )
+        return fixed_length
+    width = -(-longest // pad_to) * pad_to
+    return width if max_length is None else max(longest, min(width, max_length))

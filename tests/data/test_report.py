@@ -1,0 +1,33 @@
+from nemoalign.data.report import DataReport, FileReport
+
+
+def filled(**more):
+    report = FileReport("a.jsonl", "messages", **more)
+    report.count(100, 40, truncated=False)
+    report.count(512, 60, truncated=True)
+    report.count(512, 0, truncated=True)
+    return report
+
+
+def test_a_file_is_one_sentence_with_only_what_occurred():
+    assert filled().line(512) == (
+        "a.jsonl: 3 rows (messages), 2 cut to 512 tokens, 1 dropped (no answer token left), "
+        "612 tokens, 100 trained (16%), longest 512"
+    )
+    assert FileReport("b.jsonl", "messages", blank_lines=1, weight=0.5, rows=2, duplicates=1).line(
+        8
+    ) == (
+        "b.jsonl: 2 rows (messages), each used 0.5 times an epoch, 1 duplicates, 1 empty lines skipped"
+    )
+
+
+def test_sums_are_over_files():
+    report = DataReport("val", 512, (filled(), filled()))
+    assert (report.rows, report.dropped, report.truncated, report.longest) == (6, 2, 4, 512)
+    assert (report.tokens, report.trained_tokens, report.duplicates, report.blank_lines) == (
+        1224,
+        200,
+        0,
+        0,
+    )
+    assert [line.split(":")[0] for line in report.lines()] == ["val data a.jsonl"] * 2
