@@ -21,7 +21,7 @@ from nemoalign.archive.hashing import BackgroundHasher
 from nemoalign.archive.pickle_write import Call, Global, Instance, dump_pickle
 from nemoalign.archive.sink import Sink
 from nemoalign.archive.store import TensorInfo
-from nemoalign.archive.torch_file import write_empty, write_tensor
+from nemoalign.archive.torch_file import write_empty, write_record
 from nemoalign.archive.zip_write import ALIGNMENT
 from nemoalign.errors import ContentError, ShapeError
 
@@ -49,6 +49,7 @@ class _Chunk:
     shape: tuple[int, ...]
     position: int
     length: int
+    crc: int
     sha256: Future[str] | None
 
 
@@ -97,6 +98,15 @@ class DistWriter:
             if chunk.sha256 is not None
         }
 
+    @property
+    def checksums(self) -> Mapping[ChunkId, int]:
+        """The CRC-32 of every chunk so far, by key and offsets: it comes at no cost."""
+        return {
+            (key, offsets): chunk.crc
+            for key, tensor in self._tensors.items()
+            for offsets, chunk in tensor.chunks.items()
+        }
+
     def add(
         self,
         key: str,
@@ -116,8 +126,8 @@ class DistWriter:
         # Aligned as a whole, so that the data inside is aligned in the file as well.
         self._data.write(bytes(-self._data.tell() % ALIGNMENT))
         position = self._data.tell()
-        length = write_tensor(self._data.write, contiguous, kind)
-        tensor.chunks[offsets] = _Chunk(array.shape, position, length, sha256)
+        length, crc = write_record(self._data.write, contiguous, kind)
+        tensor.chunks[offsets] = _Chunk(array.shape, position, length, crc, sha256)
 
     def close(self) -> None:
         """Write the index; raises ContentError when a tensor is not covered by its chunks."""

@@ -107,12 +107,22 @@ def _tar_members(path: Path) -> dict[str, Region]:
             _check_end(path, tar.offset, last)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if last == "its first header":
+            _refuse_gzip(path)
             raise SourceError(
                 f"{path} is not a tar archive ({error}), so it is no .nemo file. Give a .nemo "
                 "file, an unpacked one, or a Hugging Face model directory."
             ) from error
         raise _truncated(path, last) from error
     return members
+
+
+def _refuse_gzip(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise SourceError(
+                f"{path} is gzip-compressed, as NeMo before 1.7 wrote it, so nothing in it can be "
+                f"read in place. Unpack it first: gzip -dc {path} > {path.stem}-plain.nemo"
+            )
 
 
 def _check_kind(path: Path, info: tarfile.TarInfo) -> None:

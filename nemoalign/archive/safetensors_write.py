@@ -15,6 +15,7 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.hashing import BackgroundHasher
 from nemoalign.archive.sink import FileWriter, sync_directory, temporary_name
 from nemoalign.archive.store import TensorInfo, as_bytes
+from nemoalign.archive.zip_write import write_blocks
 from nemoalign.errors import ContentError, ShapeError
 
 SINGLE_NAME = "model.safetensors"
@@ -52,6 +53,8 @@ class SafetensorsWriter:
         self._files: dict[str, FileWriter] = {}
         self._hashes: dict[str, Future[str] | None] = {}
         self._stack = ExitStack()
+        self.checksums: dict[str, int] = {}
+        """The CRC-32 of what was written so far, by tensor name."""
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -94,7 +97,14 @@ class SafetensorsWriter:
                 f"{place.info.dtype} was declared for {self.directory}."
             )
         self._hashes[name] = self._hasher.submit(array) if self._hash_tensors else None
-        self._files[place.file].put(as_bytes(array), place.position)
+        self.checksums[name] = self._put(self._files[place.file], place.position, as_bytes(array))
+
+    def _put(self, file: FileWriter, position: int, data: memoryview) -> int:
+        def write(block: bytes | memoryview) -> None:
+            nonlocal position
+            position += file.put(block, position)
+
+        return write_blocks(write, data)
 
     def __exit__(
         self,

@@ -35,7 +35,7 @@ class Known:
     """A class or function that the pickle names; ``call`` builds the inert result."""
 
     name: str
-    call: Callable[[Args], Any]
+    call: Callable[[Args], Any] = field(repr=False)
 
 
 @dataclass(frozen=True)

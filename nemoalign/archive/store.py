@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,6 +90,11 @@ def bounds_of(shape: tuple[int, ...], index: Index) -> Bounds:
 def hash_array(array: Array) -> str:
     """Return the sha256 of the elements in row-major order, in hexadecimal."""
     return hashlib.sha256(as_bytes(array)).hexdigest()
+
+
+def checksum_array(array: Array) -> int:
+    """Return the CRC-32 of the elements in row-major order, as zip files carry it."""
+    return zlib.crc32(as_bytes(array))
 
 
 def as_bytes(array: Array) -> memoryview:

@@ -120,10 +120,15 @@ def write_torch_file(write: Write, tensors: Mapping[str, tuple[Array, str]]) -> 
 
 def write_tensor(write: Write, array: Array, kind: str) -> int:
     """Write one tensor as torch.save would and return the size of its zip."""
+    return write_record(write, array, kind)[0]
+
+
+def write_record(write: Write, array: Array, kind: str) -> tuple[int, int]:
+    """Write one tensor as ``write_tensor`` does; return the zip's size and the data's CRC-32."""
     stream = ZipStream(write)
     _begin(stream, dump_pickle(_saved_tensor(array.shape, kind, "0")))
-    stream.add("data/0", as_bytes(array))
-    return _end(stream)
+    crc = stream.add("data/0", as_bytes(array))
+    return _end(stream), crc
 
 
 def write_empty(write: Write) -> int:

@@ -51,20 +51,16 @@ class ZipStream:
         """One number that depends on every byte of every entry so far."""
         return zlib.crc32(b"".join(e.name + struct.pack("<L", e.crc) for e in self._entries))
 
-    def add(self, name: str, data: bytes | memoryview) -> None:
-        """Write one entry."""
+    def add(self, name: str, data: bytes | memoryview) -> int:
+        """Write one entry and return its CRC-32."""
         full = f"{self._top}/{name}".encode()
         entry = _Entry(full, self._position, len(data), 0)
         self._put(_local_header(entry))
-        crc = 0
-        view = memoryview(data)
-        for start in range(0, len(view), BLOCK_BYTES):
-            block = view[start : start + BLOCK_BYTES]
-            crc = zlib.crc32(block, crc)
-            self._put(block)
+        crc = write_blocks(self._put, memoryview(data))
         widths = "<4sLQQ" if len(data) >= LARGE else "<4sLLL"
         self._put(struct.pack(widths, b"PK\x07\x08", crc, len(data), len(data)))
         self._entries.append(_Entry(full, entry.offset, len(data), crc))
+        return crc
 
     def close(self) -> int:
         """Write the central directory and return the size of the whole zip."""
@@ -83,6 +79,16 @@ class ZipStream:
     def _put(self, data: bytes | memoryview) -> None:
         self._write(data)
         self._position += len(data)
+
+
+def write_blocks(write: Write, data: memoryview) -> int:
+    """Write all of ``data`` and return its CRC-32, each block summed while it is in the cache."""
+    crc = 0
+    for start in range(0, len(data), BLOCK_BYTES):
+        block = data[start : start + BLOCK_BYTES]
+        crc = zlib.crc32(block, crc)
+        write(block)
+    return crc
 
 
 def _local_header(entry: _Entry) -> bytes:
