@@ -63,14 +63,18 @@ def _give_view(module: ModuleType) -> None:
 def _unwrap_compiled(names: dict[str, Any]) -> None:
     """Put back the plain functions where megatron-core was imported before this layer."""
     for name, value in list(names.items()):
-        plain = getattr(value, "_torchdynamo_orig_callable", None)
-        if plain is not None:
+        if (plain := _uncompiled(value)) is not None:
             names[name] = plain
         elif isinstance(value, type) and _is_megatron(value.__module__):
             for attribute, member in list(vars(value).items()):
-                inner = getattr(member, "_torchdynamo_orig_callable", None)
-                if inner is not None:
-                    setattr(value, attribute, inner)
+                if (plain := _uncompiled(member)) is not None:
+                    setattr(value, attribute, plain)
+
+
+def _uncompiled(value: Any) -> Any:
+    """Return the function that torch.compile wrapped, or None."""
+    # By __dict__: megatron-core mocks absent packages, and a mock has every attribute.
+    return getattr(value, "__dict__", {}).get("_torchdynamo_orig_callable")
 
 
 class _View(ModuleType):

@@ -1,0 +1,22 @@
+"""Fixtures of every room: the default marker, and two ranks for the whole session."""
+
+import os
+
+# Two ranks on two cores, and a test never needs more: threads that spin distort everything.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from tests.ranks import rank_pool
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("dist", "slow", "gpu")):
+            item.add_marker(pytest.mark.unit)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory):
+    with rank_pool(2, tmp_path_factory.mktemp("ranks")) as pool:
+        yield pool
