@@ -29,7 +29,14 @@ _COMPUTED_NAME = re.compile(r"\$\{[^{}:]*\$\{[^{}]*\}[^{}:]*:")
 def load_checkpoint_config(text: str, where: str) -> dict[str, Any]:
     """Return a checkpoint's configuration as plain values; ``where`` names the file in errors.
 
-    ``???`` becomes None, an interpolation that cannot be resolved stays the text it is.
+    ``???`` becomes None, an interpolation that cannot be resolved stays the text it is. Raises as
+    ``parse_checkpoint_config`` does.
+    """
+    return Interpolation(parse_checkpoint_config(text, where)).resolved()
+
+
+def parse_checkpoint_config(text: str, where: str) -> dict[str, Any]:
+    """Return a checkpoint's configuration as it is written, nothing resolved.
 
     Raises:
         SourceError: when the text is no YAML mapping, or is built to exhaust memory.
@@ -41,7 +48,7 @@ def load_checkpoint_config(text: str, where: str) -> dict[str, Any]:
         parsed = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not a configuration: {_first_line(error)}") from error
-    return Interpolation(cast("dict[Any, Any]", parsed)).resolved()
+    return cast("dict[str, Any]", parsed)
 
 
 def dump_checkpoint_config(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,133 @@
+"""From keys on disk to canonical tensors: every key is taken exactly once, or named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nemoalign.archive.store import TensorInfo, TensorStore
+from nemoalign.checkpoint.source import EMBEDDING, HEAD
+from nemoalign.checkpoint.stores import Place
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError, ShapeError
+from nemoalign.weights.names import canonical_name, is_adapter, layer_of, legacy_name, with_layer
+from nemoalign.weights.tensors import ADAPTER_SPLITS, expected_shapes, pattern_of
+
+
+@dataclass
+class Found:
+    """The tensors of one file or directory, sorted into model and adapter, by canonical name."""
+
+    model: dict[str, Place] = field(default_factory=dict[str, Place])
+    adapter: dict[str, Place] = field(default_factory=dict[str, Place])
+
+    @property
+    def num_layers(self) -> int:
+        """One more than the highest layer number."""
+        layers = [layer_of(name) for name in (*self.model, *self.adapter)]
+        return max((layer + 1 for layer in layers if layer is not None), default=0)
+
+
+def find_tensors(store: TensorStore, where: str) -> Found:
+    """Return every tensor of ``store`` under its canonical name; layer numbers are the file's own.
+
+    Raises:
+        ContentError: for names from before megatron-core, unknown adapters and doubled tensors.
+    """
+    found = Found()
+    for key in store.tensors:
+        name = canonical_name(key)
+        if name is None:
+            continue
+        if legacy_name(name):
+            raise ContentError(
+                f'{where} holds "{key}": a GPT of NeMo from before megatron-core (mcore_gpt: '
+                "false), whose names are not supported yet. NeMo's convert_gpt_nemo_to_mcore.py "
+                "rewrites such a file."
+            )
+        for layer_name, place in _places(name, key, store):
+            _add(found.adapter if is_adapter(name) else found.model, layer_name, place, where)
+    unknown = [name for name in found.adapter if pattern_of(name) not in ADAPTER_SPLITS]
+    if unknown:
+        raise ContentError(
+            f'{where} holds "{unknown[0]}", an adapter that is not LoRA; only LoRA is supported.'
+        )
+    return found
+
+
+def _places(name: str, key: str, store: TensorStore) -> list[tuple[str, Place]]:
+    if "{i}" not in name:
+        return [(name, Place(store, key))]
+    shape = store.tensors[key].shape
+    layers = shape[0] if shape else 0
+    return [(with_layer(name, layer), Place(store, key, layer)) for layer in range(layers)]
+
+
+def _add(places: dict[str, Place], name: str, place: Place, where: str) -> None:
+    if name in places:
+        raise ContentError(
+            f'{where} holds "{name}" twice, as "{places[name].key}" and "{place.key}".'
+        )
+    places[name] = place
+
+
+def check_tensors(
+    tensors: Mapping[str, TensorInfo], arch: Architecture, where: str
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor the architecture has, after comparing them with ``tensors``.
+
+    Raises:
+        ContentError: when a tensor is missing or one is there that nothing asks for.
+        ShapeError: when a tensor's shape contradicts the configuration.
+    """
+    if EMBEDDING not in tensors:
+        held = ", ".join(list(tensors)[:3]) or "nothing"
+        raise ContentError(
+            f"{where} has no word embedding, so it is no GPT language model. It holds {held}."
+        )
+    expected = expected_shapes(arch, tensors[EMBEDDING].shape[0])
+    _check_names(tensors, expected, where)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape and not _other_positions(name, tensors[name], arch):
+            raise ShapeError(
+                f'{where}: "{name}" has shape {list(tensors[name].shape)}, but its configuration '
+                f"asks for {list(shape)}. One of the two belongs to another model."
+            )
+    return expected
+
+
+def _check_names(
+    tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    missing = [name for name in expected if name not in tensors]
+    unused = [name for name in tensors if name not in expected]
+    if unused:
+        near = difflib.get_close_matches(unused[0], missing or expected, n=1, cutoff=0)
+        hint = f' Nearest known name: "{near[0]}".' if near else ""
+        raise ContentError(
+            f'{where} holds "{unused[0]}"{_more(unused)}, which its configuration does not ask '
+            f"for.{hint}"
+        )
+    if missing:
+        raise ContentError(
+            f'{where} lacks "{missing[0]}"{_more(missing)}, which its configuration asks for '
+            f"({len(expected)} tensors). It is incomplete, or model_config.yaml is another model's."
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _other_positions(name: str, info: TensorInfo, arch: Architecture) -> bool:
+    """Older archives size learned positions by max_position_embeddings."""
+    shape = (arch.max_position_embeddings, arch.hidden_size)
+    return name == "embedding.position_embeddings.weight" and info.shape == shape
+
+
+def without_copies(found: dict[str, Place], arch: Architecture) -> dict[str, Place]:
+    """Take the tied output layer, which a last pipeline stage keeps as well, out of ``found``."""
+    if not arch.share_embeddings_and_output_weights or HEAD not in found:
+        return {}
+    return {EMBEDDING: found.pop(HEAD)}

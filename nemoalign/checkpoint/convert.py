@@ -1,0 +1,53 @@
+"""``nemoalign convert``: any source to a ``.nemo`` in today's form, or to a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemoalign.checkpoint.export import with_adapter
+from nemoalign.checkpoint.hf_target import write_hf
+from nemoalign.checkpoint.nemo_target import write_nemo
+from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.tokenizer import with_tokenizer
+from nemoalign.checkpoint.writing import WriteOptions, check_target
+from nemoalign.errors import ConfigError, ContentError
+from nemoalign.log import Reporter
+
+TARGETS = ("auto", "nemo", "hf")
+"""What ``--to`` takes; ``auto`` goes by the suffix of the target."""
+
+
+def convert(
+    source: Path | str,
+    target: Path | str,
+    options: WriteOptions | None = None,
+    *,
+    to: str = "auto",
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Convert a checkpoint and return the report that is also written to ``conversion.json``.
+
+    Raises:
+        SourceError, ContentError, ConflictError, VerificationError: as the exit codes say; nothing
+            is left under the target's name then.
+    """
+    options = options or WriteOptions()
+    if to not in TARGETS:
+        raise ConfigError(f"--to is {to}; use one of {', '.join(TARGETS)}.")
+    target = Path(target)
+    opened = open_source(source)
+    check_target(target, opened.path, options)
+    reporter.say(opened.describe())
+    opened = with_tokenizer(opened, options.tokenizer)
+    for warning in opened.warnings:
+        reporter.warn(warning)
+    write_as_nemo = to == "nemo" or (to == "auto" and target.suffix == ".nemo")
+    if write_as_nemo and opened.is_adapter_only:
+        raise ContentError(
+            f"{opened.path} is a LoRA adapter without its base model, and is a .nemo already. To "
+            f"merge it: nemoalign export BASE --adapter {opened.path} -o OUT"
+        )
+    merged = with_adapter(opened, None, target)
+    write = write_nemo if write_as_nemo else write_hf
+    return write(merged, target, options, reporter)

@@ -1,0 +1,165 @@
+"""Write Hugging Face's config.json and tokenizer files for a model that was kept as a ``.nemo``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nemoalign.checkpoint.nemo_source import HF_FOLDER
+from nemoalign.checkpoint.source import EMBEDDING, Source
+from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, read_sentencepiece
+from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError, NemoAlignError
+from nemoalign.families.registry import nearest_family
+from nemoalign.weights.config_rules import hf_fields, nemo_fields
+
+CONFIG = "config.json"
+
+
+def hf_files(source: Source, options: WriteOptions) -> tuple[dict[str, bytes], list[str]]:
+    """Return every file of the Hugging Face directory but the weights, and what should be said.
+
+    What an archive kept of its original model is written back as it was. config.json is made anew
+    where there is no original or the model has changed since.
+
+    Raises:
+        ContentError: when Hugging Face has no counterpart for the model.
+    """
+    kept = {
+        name.removeprefix(HF_FOLDER): region.read(MAX_FILE_BYTES)
+        for name, region in source.files.items()
+        if name.startswith(HF_FOLDER)
+    }
+    notes: list[str] = []
+    written = options.written_dtype(source.weights.tensors[EMBEDDING].dtype)
+    config, note = _config(source, written)
+    if config is not None:
+        kept[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    if note:
+        notes.append(note)
+    if not any(name.startswith(("tokenizer", "vocab")) for name in kept):
+        kept |= _tokenizer(source)
+    return kept, notes
+
+
+def check_exportable(source: Source) -> None:
+    """Refuse a model of a family that Hugging Face does not have; exit 4 with what differs."""
+    if source.family.hf_architectures:
+        return
+    family, differences = nearest_family(source.arch)
+    raise ContentError(
+        f"{source.path} is a NeMo GPT that no Hugging Face family of ours represents yet: it "
+        f"differs from {family.name} in {', '.join(differences)}. It can be inspected, trained and "
+        "converted to .nemo."
+    )
+
+
+def _config(source: Source, dtype: str) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the config.json to write (None: the original as it is) and what to say about it."""
+    fields = hf_fields(source.family.config, source.arch) | {"vocab_size": source.vocab_size}
+    original = source.hf_config
+    if original is None:
+        return _new_config(source, fields, dtype), None
+    changed = _changed_fields(source, fields)
+    recorded = source.config.get("nemoalign") or {}
+    was = recorded.get("original_dtype") or source.weights.tensors[EMBEDDING].dtype
+    if dtype != was:
+        changed["torch_dtype"] = dtype
+    if not changed:
+        return None, None
+    names = [name for name in changed if name != "torch_dtype"]
+    note = f"config.json differs from the original model's in {', '.join(names)}: the archive's "
+    return respelled(original, changed), note + "configuration decided." if names else None
+
+
+def _changed_fields(source: Source, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields in which the archive's model is another one than the original config.json."""
+    original = source.hf_config or {}
+    family = source.family
+    fixed = {name: allowed[0] for name, allowed in family.fixed.items()}
+    try:
+        arch = Architecture.from_nemo(fixed | nemo_fields(family.config, original))
+    except NemoAlignError:
+        return dict(fields)
+    before = hf_fields(family.config, arch) | {"vocab_size": original.get("vocab_size")}
+    return {name: value for name, value in fields.items() if before[name] != value}
+
+
+def _new_config(source: Source, fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config.json in transformers 4's spelling, which version 5 reads as well."""
+    return {
+        "architectures": list(source.family.hf_architectures[:1]),
+        "model_type": source.family.hf_model_type,
+        **fields,
+        **_special_ids(source),
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def respelled(original: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``original`` with some fields changed, in the spelling of the version that wrote it."""
+    config = dict(original)
+    rest = dict(changed)
+    if "torch_dtype" in rest and "dtype" in config:
+        config["dtype"] = rest.pop("torch_dtype")
+    if config.get("rope_parameters") is not None and {"rope_theta", "rope_scaling"} & rest.keys():
+        old = dict(config["rope_parameters"])
+        theta = rest.pop("rope_theta", old.get("rope_theta"))
+        scaling = rest.pop("rope_scaling", {n: v for n, v in old.items() if n != "rope_theta"})
+        config["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+    return config | rest
+
+
+def _special_ids(source: Source) -> dict[str, int | None]:
+    """Return the ids of the tokens that begin and end a text, which NeMo does not record."""
+    region = _sentencepiece_file(source)
+    model = read_sentencepiece(region) if region is not None else None
+    if model is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id}
+    return {name: value if value >= 0 else None for name, value in ids.items()}
+
+
+def _sentencepiece_file(source: Source) -> bytes | None:
+    section = source.config.get("tokenizer") or {}
+    value = section.get("model") or section.get("tokenizer_model") or ""
+    region = source.files.get(str(value).removeprefix("nemo:"))
+    return None if region is None else region.read(MAX_FILE_BYTES)
+
+
+def _tokenizer(source: Source) -> dict[str, bytes]:
+    """Return the tokenizer of a NeMo archive as a Hugging Face directory holds one."""
+    content = _sentencepiece_file(source)
+    model = read_sentencepiece(content) if content is not None else None
+    if content is not None and model is not None:
+        config: dict[str, Any] = {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "legacy": True,
+        }
+        for name, token_id in (
+            ("unk_token", model.unk_id),
+            ("bos_token", model.bos_id),
+            ("eos_token", model.eos_id),
+        ):
+            config[name] = model.pieces[token_id] if token_id >= 0 else None
+        return {"tokenizer.model": content, "tokenizer_config.json": _json(config)}
+    section = source.config.get("tokenizer") or {}
+    names = {"vocab.json": "vocab_file", "merges.txt": "merge_file"}
+    found = {n: source.files.get(_member(section.get(key))) for n, key in names.items()}
+    files = {n: region.read(MAX_FILE_BYTES) for n, region in found.items() if region is not None}
+    if len(files) == len(names):
+        return files | {"tokenizer_config.json": _json({"tokenizer_class": "GPT2Tokenizer"})}
+    return {}
+
+
+def _member(value: Any) -> str:
+    return str(value or "").removeprefix("nemo:")
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,244 @@
+"""``nemoalign inspect``: what a checkpoint is, from its headers, index and configuration alone."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
+from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
+from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, tokenizer_size
+from nemoalign.checkpoint.writing import prompt_template
+from nemoalign.errors import ConfigError, ContentError
+
+_NAMED_VALUE = re.compile(r"([A-Za-z_]+)=(-?[\d.]+(?:e[+-]?\d+)?)")
+_LARGE_TOKENIZER = 8 << 20
+"""A tokenizer.json above this takes longer to count than inspect may; the model's size is shown."""
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """Return everything a person may want to know of a checkpoint; no weights are read.
+
+    Raises:
+        SourceError, ContentError: when it is no checkpoint, damaged or contradicts itself.
+    """
+    return inspect_source(open_source(path))
+
+
+def inspect_source(source: Source) -> dict[str, Any]:
+    """Return what ``inspect`` returns, for a checkpoint that is open already."""
+    config = source.config
+    return {
+        "path": str(source.path),
+        "found_in": None if source.folder is None else str(source.folder),
+        "what": source.describe(),
+        "kind": KINDS[source.kind],
+        "family": source.family.name,
+        "hf_architecture": next(iter(source.family.hf_architectures), None),
+        "sizes": _sizes(source),
+        "parameters": source.parameters(),
+        "layout": source.layout,
+        "saved_with": {
+            "tp": config.get("tensor_model_parallel_size", 1),
+            "pp": config.get("pipeline_model_parallel_size", 1),
+        },
+        "dtypes": list(source.dtypes),
+        "precision": config.get("precision"),
+        "size_bytes": _size_bytes(source.path),
+        "tokenizer": _tokenizer(source),
+        "prompt_template": prompt_template(config),
+        "chat_prompt_tokens": (config.get("data") or {}).get("chat_prompt_tokens"),
+        "chat_template": _chat_template(source),
+        "training": _training(source),
+        "adapter": _adapter(source),
+        "warnings": list(source.warnings),
+    }
+
+
+def template_of(source: Source) -> str:
+    """Return the template a prompt must be put into, as ``--template`` prints it.
+
+    Raises:
+        ContentError: when the checkpoint records none.
+    """
+    tokens = (source.config.get("data") or {}).get("chat_prompt_tokens")
+    found = prompt_template(source.config) if not tokens else _chat_example(tokens)
+    found = found or _chat_template(source)
+    if not found:
+        raise ContentError(
+            f"{source.path} records no prompt template: neither data.train_ds.prompt_template, nor "
+            "data.chat_prompt_tokens, nor a chat template of its tokenizer."
+        )
+    return found
+
+
+def list_tensors(source: Source, pattern: str = "*") -> list[dict[str, Any]]:
+    """Return name, shape and dtype of every tensor whose canonical name matches a glob.
+
+    Raises:
+        ConfigError: when no name matches.
+    """
+    stores = [source.weights] + ([source.adapter.weights] if source.adapter else [])
+    rows = [
+        {"name": name, "shape": list(info.shape), "dtype": info.dtype, "bytes": info.size_bytes}
+        for store in stores
+        for name, info in store.tensors.items()
+        if fnmatch.fnmatchcase(name, pattern)
+    ]
+    if not rows:
+        some = ", ".join([name for store in stores for name in store.tensors][:3])
+        raise ConfigError(f'No tensor of {source.path} matches "{pattern}". Some names: {some}.')
+    return rows
+
+
+def find_value(source: Source, key: str) -> Any:
+    """Return the value of a dotted key (``optim.sched.min_lr``, ``betas.0``) of model_config.yaml.
+
+    Raises:
+        ConfigError: when there is no such key; the nearest one is named.
+    """
+    value: Any = source.config
+    for word in key.split("."):
+        if isinstance(value, list) and word.isdigit() and int(word) < len(value):
+            value = value[int(word)]
+        elif isinstance(value, dict) and word in value:
+            value = value[word]
+        else:
+            near = difflib.get_close_matches(key, list(_keys(source.config)), n=1, cutoff=0.3)
+            hint = f" Nearest: {near[0]}." if near else ""
+            raise ConfigError(f'{source.path} has no "{key}" in its configuration.{hint}')
+    return value
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _sizes(source: Source) -> dict[str, Any]:
+    arch = source.arch
+    embedding = source.weights.tensors.get(EMBEDDING)
+    return {
+        "layers": arch.num_layers,
+        "hidden": arch.hidden_size,
+        "heads": arch.num_attention_heads,
+        "query_groups": arch.query_groups,
+        "head_dim": arch.head_dim,
+        "ffn": arch.ffn_hidden_size,
+        "vocab": source.vocab_size,
+        "vocab_padded": None if embedding is None else embedding.shape[0],
+        "sequence_length": arch.encoder_seq_length,
+        "positions": arch.position_embedding_type,
+        "rope": _rope(source) if arch.position_embedding_type == "rope" else None,
+        "normalization": arch.normalization,
+        "activation": arch.activation,
+        "tied_embeddings": arch.share_embeddings_and_output_weights,
+    }
+
+
+def _rope(source: Source) -> dict[str, Any]:
+    arch = source.arch
+    rope: dict[str, Any] = {"base": arch.rotary_base}
+    if arch.rotary_percentage != 1.0:
+        rope["percentage"] = arch.rotary_percentage
+    if arch.seq_len_interpolation_factor not in (None, 1.0):
+        rope["linear_factor"] = arch.seq_len_interpolation_factor
+    if arch.scale_positional_embedding:
+        names = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len")
+        rope["llama3"] = {name: getattr(arch, name) for name in names}
+    return rope
+
+
+def _size_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _tokenizer(source: Source) -> dict[str, Any]:
+    section = source.config.get("tokenizer") or {}
+    files = sorted(name for name in source.files if not name.endswith("config.json"))
+    files += sorted(n for n in source.files if n.endswith("tokenizer_config.json"))
+    fast = source.files.get(f"{HF_FOLDER}tokenizer.json")
+    countable = fast is None or fast.size <= _LARGE_TOKENIZER
+    return {
+        "library": section.get("library"),
+        "type": section.get("type"),
+        "files": files,
+        "vocab": tokenizer_size(section, source.files) if countable else None,
+    }
+
+
+def _chat_template(source: Source) -> str | None:
+    """Return the Jinja chat template: a file of its own, or a field of tokenizer_config.json."""
+    own = source.files.get(f"{HF_FOLDER}chat_template.jinja")
+    if own is not None:
+        return own.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+    name = f"{HF_FOLDER}tokenizer_config.json"
+    if name not in source.files:
+        return None
+    template = read_json_object(source.files[name], f"{source.path}: {name}").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _chat_example(tokens: Mapping[str, str]) -> str:
+    """Return one round of NeMo's chat format with these special tokens."""
+    named = {name: str(value) for name, value in tokens.items()}
+    turn, name_end, turn_end = (
+        named.get(key, "") for key in ("turn_start", "end_of_name", "end_of_turn")
+    )
+    system = named.get("system_turn_start", "")
+    return (
+        f"{system}System{name_end}{{system message}}{turn_end}"
+        f"{turn}User{name_end}{{turn 1 user message}}{turn_end}"
+        f"{turn}Assistant{name_end}{{turn 1 assistant message}}{turn_end}{turn}"
+    )
+
+
+def _training(source: Source) -> dict[str, Any]:
+    config = source.config
+    optim = config.get("optim") or {}
+    told = {
+        "target": config.get("target"),
+        "nemo_version": config.get("nemo_version"),
+        "restored_from": config.get("restore_from_path"),
+        "optimizer": {name: optim.get(name) for name in ("name", "lr", "weight_decay")},
+        "nemoalign": config.get("nemoalign"),
+        "checkpoint": _from_name(source.path),
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _from_name(path: Path) -> dict[str, Any]:
+    """Return what a training checkpoint's name says: step, consumed_samples, epoch, metrics."""
+    stem = path.name.removesuffix(".ckpt").removesuffix(".nemo")
+    return {name: json.loads(_number(text)) for name, text in _NAMED_VALUE.findall(stem)}
+
+
+def _number(text: str) -> str:
+    whole, dot, fraction = text.rstrip(".").partition(".")
+    return whole if not dot or not fraction.strip("0") else f"{whole}.{fraction}"
+
+
+def _adapter(source: Source) -> dict[str, Any] | None:
+    adapter = source.adapter
+    if adapter is None:
+        return None
+    return {
+        "scheme": "lora",
+        "rank": adapter.dim,
+        "alpha": adapter.alpha,
+        "targets": list(adapter.targets),
+        "base": adapter.base,
+        "tensors": len(adapter.weights.tensors),
+    }

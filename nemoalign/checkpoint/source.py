@@ -1,0 +1,121 @@
+"""One opened checkpoint, whatever it was on disk: configuration, tokenizer files and lazy weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemoalign.archive.files import Region
+from nemoalign.archive.store import TensorStore
+from nemoalign.config.architecture import Architecture
+from nemoalign.weights.rules import Family
+from nemoalign.weights.tensors import parts_of, pattern_of
+
+EMBEDDING = "embedding.word_embeddings.weight"
+HEAD = "output_layer.weight"
+
+PARTS = ("embedding", "attention", "mlp", "norms", "head", "adapter")
+
+KINDS = {
+    "nemo": "NeMo archive",
+    "nemo directory": "unpacked NeMo archive",
+    "hf": "Hugging Face model",
+}
+"""What a source can be, in the words of a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter: its tensors by canonical name, and what decides their strength."""
+
+    dim: int
+    alpha: float
+    targets: tuple[str, ...]
+    base: str | None
+    """The path recorded as ``restore_from_path`` when the adapter was trained."""
+    weights: TensorStore
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return self.alpha / self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint ready to be read; nothing of the weights has been read yet.
+
+    ``weights`` has the canonical names of ``weights.tensors``, one tensor per layer, whole (not a
+    shard) and in raw storage; for an adapter alone it is empty. ``config`` is NeMo's tree with
+    interpolations resolved, also for a Hugging Face model; ``stored_config`` is the tree as stored.
+    ``files`` are the tokenizer's files under the names the configuration uses, and the files of the
+    original Hugging Face model under ``hf/``.
+    """
+
+    path: Path
+    kind: str
+    layout: str
+    config: dict[str, Any]
+    stored_config: dict[str, Any]
+    arch: Architecture
+    family: Family
+    vocab_size: int
+    weights: TensorStore
+    copies: TensorStore
+    """Tensors that must repeat the tensor of the same name in ``weights``: a tied output layer."""
+    files: Mapping[str, Region]
+    hf_config: dict[str, Any] | None = None
+    adapter: AdapterInfo | None = None
+    warnings: tuple[str, ...] = ()
+    folder: Path | None = None
+    """The folder a person named, when the checkpoint was found inside it."""
+
+    @property
+    def is_adapter_only(self) -> bool:
+        """True when there is an adapter and no base model."""
+        return self.adapter is not None and not self.weights.tensors
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The element types of the weights, the one with most elements first."""
+        store = self.adapter.weights if self.adapter and self.is_adapter_only else self.weights
+        elements: dict[str, int] = {}
+        for info in store.tensors.values():
+            elements[info.dtype] = elements.get(info.dtype, 0) + math.prod(info.shape)
+        return tuple(sorted(elements, key=lambda name: -elements[name]))
+
+    def parameters(self) -> dict[str, int]:
+        """Return the number of parameters by part of the model, without vocabulary padding."""
+        counts: dict[str, int] = dict.fromkeys(PARTS, 0)
+        parts = parts_of(self.arch)
+        for name, info in self.weights.tensors.items():
+            padded = name in (EMBEDDING, HEAD)
+            shape = (self.vocab_size, *info.shape[1:]) if padded else info.shape
+            counts[parts[pattern_of(name)]] += math.prod(shape)
+        if self.adapter is not None:
+            counts["adapter"] = sum(info.size for info in self.adapter.weights.tensors.values())
+        counts["total"] = sum(counts.values())
+        return counts
+
+    def describe(self) -> str:
+        """Return what this is, in one line."""
+        what = "LoRA adapter" if self.is_adapter_only else f"{self.family.name} model"
+        total = self.parameters()["total"]
+        words = [
+            f"{KINDS[self.kind]} ({self.layout})",
+            what,
+            f"{self.arch.num_layers} layers of width {self.arch.hidden_size}",
+            f"{_rounded(total)} parameters",
+            "/".join(self.dtypes),
+        ]
+        return f"{self.path}: {', '.join(words)}"
+
+
+def _rounded(count: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6), ("thousand", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

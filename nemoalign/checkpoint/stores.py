@@ -1,0 +1,132 @@
+"""Views of tensors on disk under canonical names: stacked layers, rank shards, Hugging Face parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemoalign.archive.dtypes import Array
+from nemoalign.archive.store import Index, TensorInfo, TensorStore
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError, ShapeError
+from nemoalign.weights.rules import TensorPlan
+from nemoalign.weights.splits import Split
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a canonical tensor is: a key of a store and, when layers are stacked, its layer."""
+
+    store: TensorStore
+    key: str
+    layer: int | None = None
+
+    @property
+    def info(self) -> TensorInfo:
+        """Shape and element type of this one tensor."""
+        info = self.store.tensors[self.key]
+        return info if self.layer is None else TensorInfo(info.shape[1:], info.dtype)
+
+    def read(self, index: Index = ()) -> Array:
+        """Return the tensor or a slice of it."""
+        if self.layer is None:
+            return self.store.read(self.key, index)
+        return self.store.read(self.key, (slice(self.layer, self.layer + 1), *index))[0]
+
+
+class PlacedStore:
+    """Tensors that each lie whole in one place."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = places
+        self.tensors: Mapping[str, TensorInfo] = {n: place.info for n, place in places.items()}
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it; no copy where the file allows."""
+        return self._places[name].read(index)
+
+
+class JoinedStore:
+    """Tensors whose shards lie in the files of several tensor-parallel ranks."""
+
+    def __init__(self, shards: Mapping[str, tuple[Split, Sequence[Place]]]) -> None:
+        self._shards = shards
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: _joined_info(name, split, places) for name, (split, places) in shards.items()
+        }
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return the joined tensor or a slice of it.
+
+        Raises:
+            ContentError: when ranks hold different values of a tensor they all must share.
+        """
+        split, places = self._shards[name]
+        if len(places) == 1:
+            return places[0].read(index)
+        if split.dim is not None:
+            return split.join([place.read() for place in places])[index]
+        first = places[0].read()
+        for rank, place in enumerate(places):
+            if not np.array_equal(_bits(first), _bits(place.read())):
+                raise ContentError(
+                    f'"{name}" is the same on every tensor-parallel rank, but rank {rank} holds '
+                    "other values than rank 0. The checkpoint is corrupt: fetch it again."
+                )
+        return first[index]
+
+
+class MappedStore:
+    """Canonical tensors made of the tensors of a Hugging Face model, one at a time."""
+
+    def __init__(
+        self,
+        store: TensorStore,
+        plans: Iterable[TensorPlan],
+        arch: Architecture,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._store = store
+        self._plans = {plan.name: plan for plan in plans}
+        self._arch = arch
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(shapes[name], self._dtype(plan)) for name, plan in self._plans.items()
+        }
+
+    def _dtype(self, plan: TensorPlan) -> str:
+        kinds = {self._store.tensors[name].dtype for name in plan.hf_names}
+        if len(kinds) > 1:
+            raise ContentError(
+                f"{', '.join(plan.hf_names)} become one tensor but have the element types "
+                f"{', '.join(sorted(kinds))}. Save the model in one dtype first."
+            )
+        return kinds.pop()
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it; only copies and halves of pairs come without a copy."""
+        plan = self._plans[name]
+        parts = [self._store.read(hf_name) for hf_name in plan.hf_names]
+        return plan.op.to_megatron(parts, self._arch)[index]
+
+    def read_runs(self, name: str) -> tuple[Array, ...]:
+        """Return the arrays that, stacked along dim 0, are the tensor, copying as little as possible."""
+        plan = self._plans[name]
+        return plan.op.runs([self._store.read(hf_name) for hf_name in plan.hf_names], self._arch)
+
+
+def _joined_info(name: str, split: Split, places: Sequence[Place]) -> TensorInfo:
+    infos = {place.info for place in places}
+    if len(infos) > 1:
+        shapes = ", ".join(f"{info.dtype} {list(info.shape)}" for info in sorted(infos, key=str))
+        raise ShapeError(f'The ranks hold shards of different kinds for "{name}": {shapes}.')
+    info = places[0].info
+    if split.dim is not None and split.dim >= len(info.shape):
+        raise ShapeError(f'"{name}" has shape {list(info.shape)}, which ranks cannot share out.')
+    return TensorInfo(split.whole_shape(info.shape, len(places)), info.dtype)
+
+
+def _bits(array: Array) -> Array:
+    """Return floats as bits, so that equal NaNs compare equal."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "f" else array

@@ -1,0 +1,163 @@
+"""How many tokens a model really has: padding rows of an embedding depend on its layout and mean nothing.
+
+Tokenizer files are counted as data here; nothing loads a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nemoalign.archive.files import Region
+from nemoalign.errors import ContentError
+
+MAX_FILE_BYTES = 256 << 20
+NO_TOKENIZER = (
+    "{where} does not hold its tokenizer, so the size of its vocabulary is unknown: all {rows} rows "
+    "of the embedding are kept. Embed one with: nemoalign convert {where} -o NEW.nemo --tokenizer "
+    "HF_DIR"
+)
+
+
+@dataclass(frozen=True)
+class SentencePieces:
+    """What a SentencePiece model file says of its vocabulary; an id is -1 where there is none."""
+
+    pieces: tuple[str, ...]
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    pad_id: int = -1
+
+
+def real_vocabulary(
+    config: Mapping[str, Any], hf_config: Mapping[str, Any] | None, files: Mapping[str, Region]
+) -> int | None:
+    """Return the size of the real vocabulary, or None when nothing in the checkpoint tells.
+
+    The original config.json comes first, then what we or the person recorded, then the tokenizer.
+    """
+    recorded = config.get("nemoalign") or {}
+    for holder, name in (
+        (hf_config or {}, "vocab_size"),
+        (recorded, "vocab_size"),
+        (config, "override_vocab_size"),
+    ):
+        if holder.get(name):
+            return int(holder[name])
+    return tokenizer_size(config.get("tokenizer") or {}, files)
+
+
+def checked_vocabulary(found: int | None, rows: int, where: str) -> tuple[int, str | None]:
+    """Return the vocabulary's size and, when it had to be taken from the rows, a warning.
+
+    Raises:
+        ContentError: when the embedding has fewer rows than the vocabulary.
+    """
+    if found is None:
+        return rows, NO_TOKENIZER.format(where=where, rows=rows)
+    if found > rows:
+        raise ContentError(
+            f"{where} has a vocabulary of {found} tokens but only {rows} rows in its embedding. "
+            "The tokenizer or configuration belongs to another model."
+        )
+    return found, None
+
+
+def tokenizer_size(section: Mapping[str, Any], files: Mapping[str, Region]) -> int | None:
+    """Return the number of ids of the tokenizer a ``tokenizer`` section names, or None."""
+    if "hf/tokenizer.json" in files:
+        return fast_tokenizer_size(files["hf/tokenizer.json"].read(MAX_FILE_BYTES))
+    library = section.get("library")
+    sentencepiece = library == "sentencepiece" or section.get("type") == "GPTSentencePieceTokenizer"
+    if sentencepiece:
+        region = _artifact(section.get("model") or section.get("tokenizer_model"), files)
+        model = read_sentencepiece(region.read(MAX_FILE_BYTES)) if region else None
+        return None if model is None else _with_special_tokens(model.pieces, section)
+    if library == "megatron":
+        region = _artifact(section.get("vocab_file"), files)
+        if region is not None:
+            return _with_special_tokens(json.loads(region.read(MAX_FILE_BYTES)), section)
+    return None
+
+
+def fast_tokenizer_size(content: bytes) -> int | None:
+    """Return one more than the highest id of a tokenizer.json, or None when it has no vocabulary."""
+    try:
+        tokenizer = json.loads(content)
+        vocab = tokenizer["model"]["vocab"]
+        ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
+        ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+        return max(ids) + 1
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def read_sentencepiece(content: bytes) -> SentencePieces | None:
+    """Return the vocabulary of a SentencePiece model, or None when ``content`` is none."""
+    pieces: list[str] = []
+    ids: dict[int, int] = {}
+    try:
+        for number, value in _fields(content):
+            if number == 1 and isinstance(value, bytes):
+                pieces.append(dict(_fields(value))[1].decode())
+            elif number == 2 and isinstance(value, bytes):
+                ids = {field: _signed(n) for field, n in _fields(value) if isinstance(n, int)}
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return None
+    if not pieces:
+        return None
+    # Field numbers of TrainerSpec in sentencepiece_model.proto.
+    unk, bos, eos, pad = (ids.get(f, d) for f, d in ((40, 0), (41, 1), (42, 2), (43, -1)))
+    return SentencePieces(tuple(pieces), unk, bos, eos, pad)
+
+
+def _artifact(value: Any, files: Mapping[str, Region]) -> Region | None:
+    return files.get(value.removeprefix("nemo:")) if isinstance(value, str) else None
+
+
+def _with_special_tokens(known: Any, section: Mapping[str, Any]) -> int:
+    """NeMo appends special tokens past the vocabulary unless they are in it already."""
+    special = section.get("special_tokens") or []
+    values = list(special.values()) if isinstance(special, Mapping) else list(special)
+    values += list(section.get("additional_special_tokens") or [])
+    return len(known) + len({str(value) for value in values if value} - set(known))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield number and value (int or bytes) of every field of a protobuf message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind == 2:
+            size, at = _varint(data, at)
+            value = data[at : at + size]
+            if len(value) != size:
+                raise ValueError("the message ends inside a field")
+            at += size
+        elif kind in (1, 5):
+            value, at = None, at + (8 if kind == 1 else 4)
+        else:
+            raise ValueError("no protobuf message")
+        yield tag >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number longer than 64 bits")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
