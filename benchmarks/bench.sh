@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# All benchmarks of a machine without a GPU. TRL goes into an environment of its own, .cache/bench/venv.
+# Usage: bench.sh [PYTHON]   (or: make bench)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+peer=.cache/bench/venv
+if [ ! -x $peer/bin/trl ]; then
+    "${1:-python3}" -m venv $peer
+    $peer/bin/python -m pip install --quiet -c constraints.txt torch
+    $peer/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/requirements.txt
+fi
+
+python examples/quickstart/fetch.py
+python benchmarks/sft_speed.py --name lora_fp32 --lora 16 --precision fp32
+python benchmarks/sft_speed.py --name full_fp32 --lora 0 --precision fp32
+python benchmarks/io_speed.py --name smollm2 --model "${NEMOALIGN_CACHE:-$PWD/.cache/nemoalign}/SmolLM2-135M-Instruct"
+python benchmarks/io_speed.py --name 2gb --gigabytes 2
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    python benchmarks/gpu_sft.py
+fi
