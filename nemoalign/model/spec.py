@@ -110,6 +110,8 @@ def transformer_config(
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vp,
         sequence_parallel=layout.splits_sequence,
+        # Only this dispatcher goes with rows of varying length; without experts it is never built.
+        moe_token_dispatcher_type="alltoall",
         **pipeline_options(layout),
         **_recompute_options(settings),
     )

@@ -103,6 +103,7 @@ def _quieten() -> None:
         "The following imports from `dynamic_context.py`",
         "`torch.jit.script",
         "full scope is deprecated",
+        "`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)
 
