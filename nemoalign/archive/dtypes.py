@@ -102,7 +102,7 @@ def cast(array: Array, source: str, target: str) -> Array:
             f"Casting {source} to {target} needs scaling factors that a plain cast does not have. "
             "Use bf16, fp16 or fp32."
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         result = numbers.astype(dtype(target).numpy)
     if target == "float16":
         _check_range(numbers, result, source)
@@ -121,7 +121,7 @@ def _round_to_bfloat16(numbers: Array) -> Array:
     result = np.empty(numbers.shape, np.uint16)
     flat_in, flat_out = numbers.reshape(-1), result.reshape(-1)
     for start in range(0, flat_in.size, BLOCK):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             bits = flat_in[start : start + BLOCK].astype(np.float32).view(np.uint32)
         # Adding 0x7fff plus the last kept bit carries into that bit exactly when rounding is up.
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> 16

@@ -113,6 +113,8 @@ def _tar_members(path: Path) -> dict[str, Region]:
                 "file, an unpacked one, or a Hugging Face model directory."
             ) from error
         raise _truncated(path, last) from error
+    if not members:
+        raise SourceError(f"{path} is an archive without any file. Fetch or copy it again.")
     return members
 
 

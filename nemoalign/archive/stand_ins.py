@@ -163,6 +163,10 @@ def _encoded(args: Args) -> bytes:
             raise ValueError(message)
 
 
+def _empty_bytes(args: Args) -> Any:
+    return Record("bytes", args) if args else b""
+
+
 def _mapping(args: Args) -> dict[Any, Any]:
     """An OrderedDict, defaultdict or Counter; contents follow by SETITEMS, or as pairs."""
     match args:
@@ -199,6 +203,8 @@ _EXACT: dict[str, Callable[[Args], Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": _mapping,
     "collections.Counter": _mapping,
+    "builtins.bytes": _empty_bytes,
+    "__builtin__.bytes": _empty_bytes,
     "builtins.getattr": _attribute,
     "__builtin__.getattr": _attribute,
 }

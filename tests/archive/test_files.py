@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemoalign.archive.files import MAX_HEADER_BYTES, open_container
+from nemoalign.errors import SourceError
+from tests.archive.makers import FIXTURES, make_tar
+
+GOOD = {"./model_config.yaml": b"a: 1\n", "./model_weights/.metadata": b"m" * 700}
+
+
+@pytest.mark.parametrize("name", ["llama.nemo", "gpt_tp1_dist.nemo", "llama_tp2_ranks.nemo"])
+def test_members_of_a_genuine_archive_are_where_tarfile_finds_them(name: str) -> None:
+    container = open_container(FIXTURES / name)
+    with tarfile.open(FIXTURES / name) as tar:
+        expected = {m.name.removeprefix("./"): m for m in tar if m.isreg()}
+        assert list(container.members) == list(expected)
+        for member, info in expected.items():
+            found = container.members[member].read(1 << 20)
+            assert found == tar.extractfile(info).read()
+
+
+@pytest.mark.parametrize("prefix", ["./", "", "dir/", "./a/b/"])
+def test_names_are_the_same_with_any_prefix(prefix: str, tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", {prefix + n[2:]: data for n, data in GOOD.items()})
+    container = open_container(path)
+    assert container.kind == "tar"
+    assert list(container.members) == ["model_config.yaml", "model_weights/.metadata"]
+    assert container.member("model_config.yaml").read(9) == b"a: 1\n"
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_and_foreign_names_are_read(form: int, tmp_path: Path) -> None:
+    name = "ü" * 150 + "_tokenizer.model"
+    path = make_tar(tmp_path / "x.nemo", {**GOOD, name: b"t"}, format=form)
+    assert open_container(path).member(name).read(1) == b"t"
+
+
+def test_a_sub_folder_is_a_container_of_its_own() -> None:
+    weights = open_container(FIXTURES / "llama.nemo").under("model_weights")
+    assert "metadata.json" in weights.members
+    assert not open_container(FIXTURES / "llama.nemo").under("model").members
+
+
+def test_a_missing_member_is_named_with_the_archive(tmp_path: Path) -> None:
+    container = open_container(make_tar(tmp_path / "x.nemo", GOOD))
+    with pytest.raises(SourceError, match=r"x\.nemo has no metadata\.json"):
+        container.member("metadata.json")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a\\..\\b", "./.."])
+def test_a_name_that_leaves_the_archive_is_refused(name: str, tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", {**GOOD, name: b""})
+    with pytest.raises(SourceError, match="member name"):
+        open_container(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.nemo"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("model_config.yaml")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(SourceError, match=r"(link|special file) 'model_config\.yaml'"):
+        open_container(path)
+
+
+@pytest.mark.parametrize(
+    "second", ["model_config.yaml", "./model_config.yaml", ".//model_config.yaml"]
+)
+def test_a_name_that_occurs_twice_is_refused(second: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.nemo"
+    with tarfile.open(path, "w") as tar:
+        for name in ("model_config.yaml", second):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(SourceError, match="twice"):
+        open_container(path)
+
+
+def test_a_file_outside_of_the_prefix_is_refused(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", {"m/model_config.yaml": b"", "model_weights.ckpt": b""})
+    with pytest.raises(SourceError, match=r"unclear.*|model_weights\.ckpt"):
+        open_container(path)
+
+
+@given(st.data())
+def test_an_archive_cut_anywhere_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    whole = make_tar(folder / "x.nemo", GOOD).read_bytes()
+    with tarfile.open(folder / "x.nemo") as tar:
+        end = tar.getmembers()[-1].offset_data + 1024  # 700 bytes take two blocks
+    cut = folder / "cut.nemo"
+    cut.write_bytes(whole[: data.draw(st.integers(0, end + 511))])
+    with pytest.raises(SourceError):
+        open_container(cut)
+    cut.write_bytes(whole[: end + 512])
+    assert len(open_container(cut).members) == 2
+
+
+def test_a_cut_inside_a_member_names_it(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", GOOD)
+    path.write_bytes(path.read_bytes()[:1900])
+    with pytest.raises(SourceError, match=r"model_weights/\.metadata: the archive is truncated"):
+        open_container(path)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", GOOD)
+    data = bytearray(path.read_bytes())
+    data[1024 + 150] ^= 0xFF  # checksum of the second header
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"right after \./model_config\.yaml"):
+        open_container(path)
+
+
+def test_a_header_cannot_make_us_read_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.nemo"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("pax")
+        info.type, info.size = tarfile.XHDTYPE, MAX_HEADER_BYTES * 4
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(SourceError, match="a header of"):
+        open_container(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(600), os.urandom(2000)])
+def test_what_is_no_archive_is_said_to_be_none(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.nemo"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"x\.nemo"):
+        open_container(path)
+
+
+def test_a_compressed_archive_says_how_to_unpack_it(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "x.nemo", GOOD)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(SourceError, match="gzip -dc"):
+        open_container(path)
+
+
+def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        open_container(tmp_path / "nothing.nemo")
+
+
+def make_directory(path: Path) -> Path:
+    (path / "sub").mkdir(parents=True)
+    (path / "model_config.yaml").write_bytes(b"a: 1")
+    (path / "sub" / "data").write_bytes(b"12345")
+    return path
+
+
+def test_a_directory_holds_the_same_as_an_archive(tmp_path: Path) -> None:
+    container = open_container(make_directory(tmp_path / "d"))
+    assert container.kind == "directory"
+    assert {n: r.size for n, r in container.members.items()} == {
+        "model_config.yaml": 4,
+        "sub/data": 5,
+    }
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "missing"])
+def test_a_link_out_of_a_directory_is_refused(target: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"secret")
+    (make_directory(tmp_path / "d") / "tokenizer.model").symlink_to(target)
+    with pytest.raises(SourceError, match=r"tokenizer\.model"):
+        open_container(tmp_path / "d")
+
+
+def test_a_linked_folder_outside_is_refused_and_one_inside_is_no_second_copy(
+    tmp_path: Path,
+) -> None:
+    directory = make_directory(tmp_path / "d")
+    (directory / "best").symlink_to("sub")
+    assert len(open_container(directory).members) == 2
+    (directory / "other").symlink_to("/etc")
+    with pytest.raises(SourceError, match="other"):
+        open_container(directory)
+
+
+def test_a_hub_cache_may_link_to_its_own_blobs(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--x" / "blobs"
+    snapshot = tmp_path / "models--x" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1234").write_bytes(b"weights")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    assert open_container(snapshot).member("model.safetensors").read(10) == b"weights"
+
+
+def test_a_pipe_in_a_directory_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(make_directory(tmp_path / "d") / "pipe")
+    with pytest.raises(SourceError, match="pipe"):
+        open_container(tmp_path / "d")
