@@ -25,6 +25,7 @@ from megatron.core import parallel_state
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.open import Source, open_source
+from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.check import check_complete, check_length
@@ -268,7 +269,7 @@ def _finish(
     if speaking_rank():
         last = find_last(directory / "checkpoints")
         if last is not None:
-            convert(last, archive, overwrite=True, reporter=reporter)
+            convert(last, archive, WriteOptions(overwrite=True), reporter=reporter)
         assert trainer.records is not None, "rank 0 keeps the records"
         trainer.records.finish(summary)
     torch.distributed.barrier()

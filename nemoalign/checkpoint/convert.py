@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nemoalign.checkpoint.adapter_target import write_adapter
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
 from nemoalign.checkpoint.writing import WriteOptions, check_target
-from nemoalign.errors import ConfigError, ContentError
+from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
 
 TARGETS = ("auto", "nemo", "hf")
@@ -44,10 +45,7 @@ def convert(
         reporter.warn(warning)
     write_as_nemo = to == "nemo" or (to == "auto" and target.suffix == ".nemo")
     if write_as_nemo and opened.is_adapter_only:
-        raise ContentError(
-            f"{opened.path} is a LoRA adapter without its base model, and is a .nemo already. To "
-            f"merge it: nemoalign export BASE --adapter {opened.path} -o OUT"
-        )
+        return write_adapter(opened, target, options, reporter)
     merged = with_adapter(opened, None, target)
     write = write_nemo if write_as_nemo else write_hf
     return write(merged, target, options, reporter)

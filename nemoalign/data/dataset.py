@@ -130,6 +130,11 @@ class SftDataset:
         encoded = scanned.cache.get(row) or self._encode(scanned, [row])[0]
         return Sample(encoded.ids, encoded.loss_mask, scanned.file.where(row))
 
+    @property
+    def has_chat(self) -> bool:
+        """True when a file holds conversations, which the chat template renders."""
+        return any(scanned.schema.name == "messages" for scanned in self._files)
+
     def length(self, index: int) -> int:
         """Return the number of tokens a row feeds to the model."""
         return int(self.lengths[index])
