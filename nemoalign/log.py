@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -38,14 +38,9 @@ class Reporter(Protocol):
         """Show one line of metrics (they are also written to ``metrics.jsonl`` by the loop)."""
         ...
 
-    def progress(self, title: str, total: float, unit: str) -> _BarContext:
+    def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[ProgressBar]:
         """Open a progress bar as a context manager; ``unit`` is ``bytes``, ``steps`` or ``rows``."""
         ...
-
-
-class _BarContext(Protocol):
-    def __enter__(self) -> ProgressBar: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentBar:

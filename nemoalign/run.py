@@ -24,6 +24,7 @@ select_backend()
 from megatron.core import parallel_state
 
 from nemoalign.checkpoint.convert import convert
+from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.open import Source, open_source
 from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.config.algorithms import ALGORITHMS
@@ -33,6 +34,7 @@ from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.errors import ConflictError
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.adapters import with_adapters
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
@@ -72,8 +74,10 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     config = merged.config
     check_complete(config, merged.algorithm)
     assert config.pretrained_checkpoint.restore_from_path is not None, "check_complete refuses it"
-    source = open_source(config.pretrained_checkpoint.restore_from_path)
-    reporter.say(source.describe())
+    opened = open_source(config.pretrained_checkpoint.restore_from_path)
+    reporter.say(opened.describe())
+    # An adapter as --ckpt means the model it makes of its base; --adapter goes on training one.
+    source = with_adapter(opened, None, Path("OUT"))
     arch = Architecture.from_nemo(merged.checkpoint_config)
     for warning in check_length(config, arch, source.arch.encoder_seq_length):
         reporter.warn(warning)
@@ -201,7 +205,11 @@ def _assemble(
         ),
         lora=lora,
     )
-    load_weights(chunks, made.source.weights, made.arch, made.layout, made.source.vocab_size)
+    weights = made.source.weights
+    if config.model.peft.restore_from_path is not None:
+        assert lora is not None, "check_rules refuses --adapter without --lora"
+        weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
+    load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     learner = Learner(
         chunks,

@@ -93,9 +93,8 @@ def _base_of(source: Source, target: Path) -> Source:
     tried = [Path(recorded), folder / recorded, folder / Path(recorded).name] if recorded else []
     for candidate in tried:
         if candidate.exists() and candidate.resolve() != source.path.resolve():
-            base = open_source(candidate)
-            if not base.is_adapter_only:
-                return base
+            # An adapter trained on top of another one starts from what that one made.
+            return with_adapter(open_source(candidate), None, target)
     found = f'its base "{recorded}" is not there' if recorded else "it does not say of which base"
     raise SourceError(
         f"{source.path} is a LoRA adapter, and {found}. Name the base: "

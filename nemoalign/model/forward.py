@@ -18,9 +18,20 @@ class LabelledBatch(Protocol):
     boolean, broadcastable to [b, 1, s, s], True where a key is hidden (packed rows, left padding).
     """
 
-    tokens: Tensor
-    labels: Tensor
-    position_ids: Tensor
+    @property
+    def tokens(self) -> Tensor:
+        """Ids, [b, s]."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """The id that follows each token, [b, s]; negative where nothing is learned."""
+        ...
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions, [b, s]."""
+        ...
 
 
 def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:

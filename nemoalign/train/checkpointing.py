@@ -89,7 +89,7 @@ class Checkpointer:
         # megatron-core unpickles .metadata and common.pt: our allow-list reads both first.
         _vet(checkpoint / WEIGHTS)
         with _quietly():
-            state = dist_checkpointing.load(
+            state: Any = dist_checkpointing.load(
                 self._sharded_state(is_loading=True), str(checkpoint / WEIGHTS)
             )
         for name, chunk in self._named_chunks():

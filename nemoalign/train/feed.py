@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nemoalign.data.collate import Batch
     from nemoalign.data.sampler import GlobalSampler
 
 
 class Rows(Protocol):
-    """A dataset: rows by index; ``length(i)`` is the number of tokens of row ``i``."""
+    """A dataset: rows by number; the sampler's missing row is one that trains nothing."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> object: ...
@@ -41,6 +43,6 @@ class Feed:
         for batch in self.sampler.once():
             yield self._collated(batch)
 
-    def _collated(self, batch: Sequence[int]) -> list[Batch]:
+    def _collated(self, batch: np.ndarray) -> list[Batch]:
         shares = self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
         return [self.collate([self.rows[i] for i in share]) for share in shares]

@@ -62,7 +62,7 @@ class Learner:
         # Gradients are sums over tokens until finalize_model_grads divides by the global count.
         self.model_config.calculate_per_token_loss = True
         with backend.optimizer_scope():
-            self.chunks = [
+            self.chunks: list[Any] = [
                 DistributedDataParallel(self.model_config, ddp_config, chunk) for chunk in chunks
             ]
             self.optimizer = get_megatron_optimizer(
@@ -101,7 +101,8 @@ class Learner:
         if not math.isfinite(metrics["loss"]):
             return StepResult(metrics, math.nan, applied=False)
         with self.backend.optimizer_scope():
-            applied, grad_norm, _ = self.optimizer.step()
+            outcome: Any = self.optimizer.step()
+        applied, grad_norm, _ = outcome
         return StepResult(metrics, float(grad_norm or 0.0), applied=bool(applied))
 
     @torch.no_grad()

@@ -36,6 +36,9 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
     if run.model.peft.peft_scheme == "lora":
         config["peft"] = merged.tree["model"]["peft"]
         config["restore_from_path"] = str(run.pretrained_checkpoint.restore_from_path)
+    else:
+        config.pop("peft", None)
+        config.pop("restore_from_path", None)
     config["nemoalign"] = {
         "version": nemoalign.__version__,
         "algorithm": merged.algorithm,

@@ -1,0 +1,50 @@
+"""Trained adapters to go on from, laid over the base weights they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nemoalign.archive.dtypes import Array
+from nemoalign.archive.store import Index, TensorInfo, TensorStore
+from nemoalign.checkpoint.open import open_source
+from nemoalign.errors import ConfigError, ContentError
+from nemoalign.model.lora import LoraSettings
+
+
+class WithAdapters:
+    """A base model's tensors and an adapter's, in one store."""
+
+    def __init__(self, base: TensorStore, adapter: TensorStore) -> None:
+        self._stores = (base, adapter)
+        self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **adapter.tensors}
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor of whichever of the two holds it."""
+        base, adapter = self._stores
+        return (adapter if name in adapter.tensors else base).read(name, index)
+
+
+def with_adapters(base: TensorStore, path: Path, lora: LoraSettings) -> WithAdapters:
+    """Return ``base`` together with the adapter at ``path``, which ``lora`` must describe.
+
+    Raises:
+        ContentError: when there is no adapter at ``path``.
+        ConfigError: when its rank or scale is another one than this run's.
+    """
+    adapter = open_source(path).adapter
+    if adapter is None:
+        raise ContentError(
+            f"--adapter {path} holds no LoRA adapter; it is a whole model. Give it as --ckpt."
+        )
+    if adapter.dim != lora.adapter_dim:
+        raise ConfigError(
+            f"--adapter {path} has rank {adapter.dim} and --lora is {lora.adapter_dim}. "
+            f"Use --lora {adapter.dim}."
+        )
+    if adapter.scale != lora.scale:
+        raise ConfigError(
+            f"--adapter {path} was trained with alpha {adapter.alpha:g} at rank {adapter.dim}, and this "
+            f"run scales by {lora.scale:g}. Use --lora-alpha {adapter.alpha:g}."
+        )
+    return WithAdapters(base, adapter.weights)
