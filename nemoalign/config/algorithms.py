@@ -20,6 +20,8 @@ class AlgorithmRow:
 
     name: str
     summary: str
+    example: str
+    """What to type after ``nemoalign <name>``."""
     target: str
     """``module:Class``, resolved by ``train.algorithm.load_algorithm`` and nothing else."""
     settings: type[AlgorithmSettings]
@@ -53,6 +55,7 @@ ALGORITHMS: Mapping[str, AlgorithmRow] = {
         AlgorithmRow(
             name="sft",
             summary="Fine-tune on answers: prompt-response rows or chat messages.",
+            example="--ckpt model.nemo --data train.jsonl --val val.jsonl --lora 16 -o run/",
             target="nemoalign.algorithms.sft:Sft",
             settings=SftSettings,
             defaults={"model.optim.lr": 1e-5, "model.optim.weight_decay": 0.01},

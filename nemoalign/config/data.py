@@ -29,7 +29,6 @@ class TrainData(Section):
         flag="--data",
         metavar="FILE[:WEIGHT]",
         path_kind="file",
-        shown="none",
         panel="Checkpoint and data",
     )
     prompt_template: str | None = setting(
@@ -66,7 +65,6 @@ class ValidationData(Section):
         flag="--val",
         metavar="FILE",
         path_kind="file",
-        shown="none",
         panel="Checkpoint and data",
     )
 
@@ -75,6 +73,9 @@ class ValidationData(Section):
 class DataConfig(Section):
     """Data and how rows become tokens."""
 
+    chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
+    train_ds: TrainData = section(TrainData)
+    validation_ds: ValidationData = section(ValidationData)
     format: str = setting(
         "auto",
         "What the rows are; auto tells it by the fields of the first one.",
@@ -82,6 +83,3 @@ class DataConfig(Section):
         choices=("auto", "messages", "prompt-response", "prompt-completion"),
         panel="Checkpoint and data",
     )
-    chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
-    train_ds: TrainData = section(TrainData)
-    validation_ds: ValidationData = section(ValidationData)

@@ -75,6 +75,7 @@ class TrainerConfig(Section):
         choices=("bf16", "fp32"),
         panel="Batches and length",
     )
+    loop: LoopConfig = section(LoopConfig, key="{algorithm}")
     max_time: Duration | None = setting(
         None,
         "Save and stop with exit code 75 after this long.",
@@ -83,7 +84,6 @@ class TrainerConfig(Section):
         shown="no limit",
         panel="Length of the run",
     )
-    loop: LoopConfig = section(LoopConfig, key="{algorithm}")
 
 
 @dataclass(frozen=True, kw_only=True)

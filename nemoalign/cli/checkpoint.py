@@ -1,0 +1,173 @@
+"""The commands that move weights from one form to another: convert and export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemoalign.cli import flags
+from nemoalign.cli.spec import CommandSpec, Positional, Talk
+from nemoalign.config.fields import setting
+
+if TYPE_CHECKING:
+    from nemoalign.checkpoint.writing import WriteOptions
+
+PANEL = "Checkpoints"
+OUTPUT = "Input and output"
+TARGET = "What is written"
+
+SOURCE = Positional(
+    name="source",
+    metavar="SRC",
+    help="A .nemo file, an unpacked one, a Hugging Face directory or a run; which it is, its content "
+    "tells.",
+    path_kind="any",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteFlags(Talk):
+    """What convert and export share."""
+
+    out: Path = setting(
+        None,
+        "What to write.",
+        flag="--out",
+        short="-o",
+        metavar="DST",
+        path_kind="any",
+        shown=flags.REQUIRED,
+        panel=OUTPUT,
+    )
+    overwrite: bool = setting(
+        False, "Replace DST when it exists.", flag="--overwrite", panel=OUTPUT
+    )
+    dtype: str = setting(
+        "keep",
+        "Element type of the weights.",
+        flag="--dtype",
+        choices=("keep", "fp32", "bf16", "fp16"),
+        panel=TARGET,
+    )
+    tokenizer: Path | None = setting(
+        None,
+        "Tokenizer to embed, a file or a Hugging Face directory.",
+        flag="--tokenizer",
+        path_kind="any",
+        shown="the source's",
+        panel=TARGET,
+    )
+    verify: str = setting(
+        "hash",
+        "Read the output back and compare every tensor.",
+        flag="--verify",
+        choices=("none", "hash"),
+        panel=TARGET,
+    )
+
+    def options(self) -> WriteOptions:
+        """Return the flags as the checkpoint room takes them."""
+        from nemoalign.checkpoint.writing import WriteOptions
+
+        return WriteOptions(
+            dtype=self.dtype,
+            verify=self.verify,
+            overwrite=self.overwrite,
+            tokenizer=self.tokenizer,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertFlags(WriteFlags):
+    """Flags of convert."""
+
+    to: str = setting(
+        "auto",
+        "Form of DST.",
+        flag="--to",
+        choices=("auto", "nemo", "hf"),
+        shown="auto, .nemo if DST ends so, else Hugging Face",
+        panel=TARGET,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(WriteFlags):
+    """Flags of export."""
+
+    to: str = setting("hf", "Form of DST.", flag="--to", choices=("hf",), panel=TARGET)
+    adapter: Path | None = setting(
+        None,
+        "LoRA adapter to merge.",
+        flag="--adapter",
+        path_kind="any",
+        shown="the source's own",
+        panel=TARGET,
+    )
+    merge: bool = setting(
+        True, "Merge the adapter into the weights; always so.", flag="--merge", panel=TARGET
+    )
+
+
+def convert(typed: Mapping[str, Any]) -> None:
+    """Convert a checkpoint to a .nemo file or a Hugging Face directory."""
+    from nemoalign.checkpoint.convert import convert as convert_checkpoint
+    from nemoalign.cli import show
+
+    known = flags.read(ConvertFlags, typed)
+    reporter = show.make_reporter(quiet=known.quiet)
+    report = convert_checkpoint(
+        typed["source"], known.out, known.options(), to=known.to, reporter=reporter
+    )
+    _show_written(report, known)
+
+
+def export(typed: Mapping[str, Any]) -> None:
+    """Write a checkpoint as a Hugging Face directory, adapters merged."""
+    from nemoalign.checkpoint.export import export as export_checkpoint
+    from nemoalign.cli import show
+
+    known = flags.read(ExportFlags, typed)
+    reporter = show.make_reporter(quiet=known.quiet)
+    report = export_checkpoint(
+        typed["source"], known.out, known.options(), adapter=known.adapter, reporter=reporter
+    )
+    _show_written(report, known)
+
+
+def _show_written(report: Mapping[str, Any], known: WriteFlags) -> None:
+    from nemoalign.cli import show
+
+    if known.json:
+        show.document(report)
+        return
+    size = show.amount_of(report["bytes"], "bytes")
+    checked = "not verified" if known.verify == "none" else f"verified by {known.verify}"
+    show.emit(
+        f"{known.out}: {size}, {len(report['tensors'])} tensors, {checked}, "
+        f"{report['seconds']:.1f} s"
+    )
+
+
+COMMANDS = (
+    CommandSpec(
+        name="convert",
+        summary="Turn any checkpoint into a .nemo file of today's form, or a Hugging Face directory.",
+        panel=PANEL,
+        example="SmolLM2-135M-Instruct/ -o m.nemo",
+        positional=SOURCE,
+        entries=flags.entries_of(ConvertFlags),
+        run=convert,
+    ),
+    CommandSpec(
+        name="export",
+        summary="Write any checkpoint as a Hugging Face directory that transformers loads.",
+        panel=PANEL,
+        example="run/ -o hf/ --merge",
+        positional=SOURCE,
+        entries=flags.entries_of(ExportFlags),
+        run=export,
+    ),
+)

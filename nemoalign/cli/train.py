@@ -1,0 +1,190 @@
+"""The training commands: one per row of the table of algorithms, all the same few steps.
+
+merge -> check -> (print or plan) -> find the ranks, start them or be one -> train -> show.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemoalign.cli import flags
+from nemoalign.cli.spec import CommandSpec, Positional, Talk
+from nemoalign.config.algorithms import ALGORITHMS, AlgorithmRow
+from nemoalign.config.fields import setting
+from nemoalign.log import speaking_rank
+
+if TYPE_CHECKING:
+    from nemoalign.config.merged import Merged
+    from nemoalign.parallel.world import World
+
+PANEL = "Configuration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(Talk):
+    """Flags of every training command that set no key themselves."""
+
+    config: tuple[Path, ...] = setting(
+        (),
+        "YAML settings, NeMo-Aligner's files too; repeat it, later files win. nemoalign.yaml in this "
+        "directory comes first.",
+        flag="--config",
+        short="-c",
+        metavar="FILE",
+        path_kind="file",
+        panel=PANEL,
+    )
+    set: tuple[str, ...] = setting(
+        (),
+        "Set any key, flag or not; wins over files and environment, flags win over it.",
+        flag="--set",
+        short="-s",
+        metavar="KEY=VALUE",
+        panel=PANEL,
+    )
+    dry_run: bool = setting(
+        False,
+        "Resolve settings, checkpoint, data and layout; train nothing.",
+        flag="--dry-run",
+        short="-n",
+        panel=PANEL,
+    )
+    print_config: bool = setting(
+        False,
+        "Print the merged settings with the source of every value.",
+        flag="--print-config",
+        panel=PANEL,
+    )
+
+
+def _spec(row: AlgorithmRow) -> CommandSpec:
+    settings = [entry for entry in row.entries().values() if entry.setting.flag is not None]
+    return CommandSpec(
+        name=row.name,
+        summary=row.summary,
+        panel="Training",
+        example=row.example,
+        positional=Positional(
+            name="overrides",
+            metavar="KEY=VALUE",
+            help="The same as --set KEY=VALUE, as Hydra writes it.",
+            is_list=True,
+            panel=PANEL,
+        ),
+        entries=[*settings, *flags.entries_of(TrainFlags)],
+        run=partial(_run, row),
+    )
+
+
+def _run(row: AlgorithmRow, typed: Mapping[str, Any]) -> None:
+    """Run one training command from what was typed, by parameter name."""
+    from nemoalign.cli import show
+
+    known = flags.read(TrainFlags, typed)
+    merged = _merge(row, known, typed)
+    if known.print_config:
+        show.config(merged, as_json=known.json)
+        return
+    world, ranks = _resolve(merged)
+    merged = _with_output(merged, world, create=not known.dry_run)
+    if world is None and ranks > 1 and not known.dry_run:
+        _start(merged, ranks)
+        return
+    _prepare_process(world, ranks)
+    reporter = show.make_reporter(quiet=known.quiet)
+    for note in merged.notes:
+        reporter.say(note)
+    for warning in merged.warnings:
+        reporter.warn(warning)
+
+    from nemoalign import run
+
+    result = run.plan(merged, reporter) if known.dry_run else run.train(merged, reporter)
+    if speaking_rank():
+        show.result(result, as_json=known.json)
+
+
+def _merge(row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any]) -> Merged:
+    from nemoalign.config.merge import merge_run
+
+    settings = [entry for entry in row.entries().values() if entry.setting.flag is not None]
+    return merge_run(
+        row.name,
+        flags=flags.given(settings, typed),
+        sets=[*known.set, *(typed["overrides"] or [])],
+        configs=known.config,
+        checkpoint=_model_config,
+    )
+
+
+def _model_config(path: Path) -> Mapping[str, Any]:
+    from nemoalign.checkpoint.open import open_source
+
+    return open_source(path).config
+
+
+def _resolve(merged: Merged) -> tuple[World | None, int]:
+    """Return the ranks that exist and how many there will be; refuse what cannot work, early."""
+    from nemoalign.config.architecture import Architecture
+    from nemoalign.config.check import check_complete
+    from nemoalign.launch import wanted_ranks
+    from nemoalign.parallel.layout import ParallelLayout
+    from nemoalign.parallel.world import find_world
+
+    config, model = merged.config, merged.config.model
+    check_complete(config, merged.algorithm)
+    world = find_world(os.environ)
+    ranks = wanted_ranks(config, world, os.environ)
+    layout = ParallelLayout(
+        world_size=ranks,
+        tp=model.tensor_model_parallel_size,
+        pp=model.pipeline_model_parallel_size,
+        cp=model.context_parallel_size,
+        ep=model.expert_model_parallel_size,
+        vp=model.virtual_pipeline_model_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+    )
+    layout.check(Architecture.from_nemo(merged.checkpoint_config))
+    layout.num_microbatches(model.global_batch_size, model.micro_batch_size)
+    return world, ranks
+
+
+def _with_output(merged: Merged, world: World | None, *, create: bool) -> Merged:
+    """Return the run with a run directory; without -o it is the first that fits or is free."""
+    if merged.config.exp_manager.explicit_log_dir is not None:
+        return merged
+    from nemoalign.cli.rundir import choose_directory
+
+    return merged.with_output(choose_directory(merged, world, os.environ, create=create))
+
+
+def _start(merged: Merged, ranks: int) -> None:
+    """Run this command line again in every rank, in the run directory chosen here."""
+    from nemoalign.launch import OUTPUT, rank_command, start_ranks
+    from nemoalign.parallel.world import threads_per_rank
+
+    environ = {**os.environ, OUTPUT: str(merged.config.exp_manager.explicit_log_dir)}
+    threads = threads_per_rank(ranks, os.environ)
+    start_ranks(rank_command(sys.argv[1:]), ranks, environ, threads=threads)
+
+
+def _prepare_process(world: World | None, ranks: int) -> None:
+    """Set what torch reads when it is imported: who we are, and how many threads are ours."""
+    from nemoalign.parallel.world import threads_per_rank
+
+    local_ranks = 1
+    if world is not None:
+        world.enter(os.environ)
+        local_ranks = world.local_size
+    else:
+        os.environ["WORLD_SIZE"] = str(ranks)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(local_ranks, os.environ)))
+
+
+COMMANDS = tuple(_spec(row) for row in ALGORITHMS.values())
