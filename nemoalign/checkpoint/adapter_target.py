@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import open_container
-from nemoalign.archive.store import hash_array
+from nemoalign.archive.store import checksum_array
 from nemoalign.archive.tar import TarWriter
 from nemoalign.archive.torch_file import TorchFile, write_torch_file
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME
@@ -23,7 +23,7 @@ from nemoalign.checkpoint.writing import (
     WriteOptions,
     report_of,
     staging,
-    verify_digests,
+    verify_written,
     write_report,
 )
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
@@ -65,17 +65,17 @@ def write_adapter(
             with tar.member(WEIGHTS_FILE) as member:
                 write_torch_file(member.write, tensors)
         if options.verify == "hash":
-            _verify(stage, {name: hash_array(array) for name, (array, _) in tensors.items()})
+            _verify(stage, {n: checksum_array(array) for n, (array, _) in tensors.items()})
     reporter.say(f"{target}: {len(tensors)} adapter tensors")
     report = report_of(source, target, options, began) | {"tensors": account.rows}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report
 
 
-def _verify(stage: Path, hashes: dict[str, str]) -> None:
-    """Read every tensor back from the finished file and compare it with its digest."""
+def _verify(stage: Path, sums: dict[str, int]) -> None:
+    """Read every tensor back from the finished file and compare it with its sum."""
     container = open_container(stage)
     store = TorchFile(container.members[WEIGHTS_FILE], str(stage))
-    if store.tensors.keys() != hashes.keys():
+    if store.tensors.keys() != sums.keys():
         raise VerificationError("What was written has other tensors than were given to it.")
-    verify_digests(hashes, store.read, lambda count: None)
+    verify_written(sums, store.read, lambda count: None)

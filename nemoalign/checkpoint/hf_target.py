@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemoalign.archive.dtypes import Array
 from nemoalign.archive.files import open_container
 from nemoalign.archive.safetensors import SafetensorsStore, SafetensorsWriter
 from nemoalign.archive.store import TensorInfo
+from nemoalign.checkpoint.adapter import MergedStore
 from nemoalign.checkpoint.hf_config import check_exportable, hf_files
 from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.source import Source
@@ -20,7 +22,7 @@ from nemoalign.checkpoint.writing import (
     check_copies,
     report_of,
     staging,
-    verify_digests,
+    verify_written,
     write_report,
 )
 from nemoalign.errors import NemoAlignError, VerificationError
@@ -59,7 +61,7 @@ def write_hf(
         account.close()
         if options.verify == "hash":
             with reporter.progress("Verifying", total, "bytes") as bar:
-                _verify(stage, writer.hashes, bar.advance)
+                _verify(stage, writer.checksums, bar.advance)
         report = report_of(source, target, options, began)
         report |= {"bytes": total, "tensors": _with_digests(account.rows, writer.hashes)}
         write_report(stage / REPORT_NAME, report)
@@ -89,7 +91,7 @@ def _write_tensor(
 ) -> int:
     """Write the Hugging Face tensors of one canonical tensor and return their bytes."""
     dtype = source.weights.tensors[plan.name].dtype
-    parts = plan.op.to_hf(source.weights.read(plan.name), source.arch, source.vocab_size)
+    parts = _parts(source, plan)
     written = 0
     for name, part in zip(plan.hf_names, parts, strict=True):
         array = options.cast(part, dtype, name)
@@ -100,15 +102,28 @@ def _write_tensor(
     return written
 
 
-def _verify(stage: Path, hashes: Mapping[str, str], advance: Any) -> None:
-    """Open the finished directory as any reader would, and compare every tensor with its digest."""
+def _parts(source: Source, plan: TensorPlan) -> tuple[Array, ...]:
+    """Return the Hugging Face tensors inside a canonical one, each read on its own where it can be."""
+    store, arch, vocab_size = source.weights, source.arch, source.vocab_size
+    if not plan.op.keeps_rows or isinstance(store, MergedStore):
+        return plan.op.to_hf(store.read(plan.name), arch, vocab_size)
+    parts: list[Array] = []
+    row = 0
+    for shape in plan.op.hf_shapes(store.tensors[plan.name].shape, arch, vocab_size):
+        parts.append(store.read(plan.name, (slice(row, row + shape[0]),)))
+        row += shape[0]
+    return tuple(parts)
+
+
+def _verify(stage: Path, sums: Mapping[str, int], advance: Any) -> None:
+    """Open the finished directory as any reader would, and compare every tensor with its sum."""
     try:
         container = open_container(stage)
         open_hf(container)
         store = SafetensorsStore(container)
     except NemoAlignError as error:
         raise VerificationError(f"What was written does not open: {error}") from error
-    verify_digests(hashes, store.read, advance)
+    verify_written(sums, store.read, advance)
 
 
 def _with_digests(rows: list[dict[str, Any]], hashes: Mapping[str, str]) -> list[dict[str, Any]]:

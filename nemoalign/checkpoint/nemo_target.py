@@ -13,6 +13,7 @@ from nemoalign.archive.dist_write import ChunkId, DistWriter
 from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.files import open_container
 from nemoalign.archive.tar import TarWriter
+from nemoalign.checkpoint.adapter import MergedStore
 from nemoalign.checkpoint.layouts import WEIGHTS_FOLDER
 from nemoalign.checkpoint.nemo_config import PRECISIONS, provenance
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME, open_nemo
@@ -26,7 +27,7 @@ from nemoalign.checkpoint.writing import (
     check_copies,
     report_of,
     staging,
-    verify_digests,
+    verify_written,
     write_report,
 )
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
@@ -61,11 +62,11 @@ def write_nemo(
     total = _total_bytes(source, options)
     with staging(target, total) as stage:
         with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
-            hashes = _write_archive(source, stage, options, account, bar.advance)
+            hashes, sums = _write_archive(source, stage, options, account, bar.advance)
         account.close()
         if options.verify == "hash":
             with reporter.progress("Verifying", total, "bytes") as bar:
-                _verify(stage, hashes, bar.advance)
+                _verify(stage, sums, bar.advance)
         size = stage.stat().st_size
     report = report_of(source, target, options, began)
     report |= {"bytes": size, "tensors": _with_digests(account.rows, hashes)}
@@ -75,8 +76,8 @@ def write_nemo(
 
 def _write_archive(
     source: Source, stage: Path, options: WriteOptions, account: Account, advance: Any
-) -> Mapping[ChunkId, str]:
-    """Write all members and return the digest of every chunk."""
+) -> tuple[Mapping[ChunkId, str], Mapping[ChunkId, int]]:
+    """Write all members and return the digest and the checksum of every chunk."""
     with TarWriter(stage) as tar:
         tar.add_bytes(CONFIG_NAME, dump_checkpoint_config(_config(source, options)).encode())
         if any("/" in name for name in source.files):
@@ -89,7 +90,7 @@ def _write_archive(
                 advance(account.rows[-1].pop("bytes"))
         hashes = writer.hashes
         tar.add_bytes(MANIFEST_NAME, _manifest(hashes))
-    return hashes
+    return hashes, writer.checksums
 
 
 def _write_tensor(
@@ -129,6 +130,9 @@ def runs_of(source: Source, name: str) -> tuple[Array, ...]:
         return PadVocab().runs([table[: source.vocab_size]], arch)
     if split_of(name, arch) == GATED_ROWS:
         half = store.tensors[name].shape[0] // 2
+        if isinstance(store, MergedStore):
+            merged = store.read(name)
+            return merged[:half], merged[half:]
         return store.read(name, (slice(half),)), store.read(name, (slice(half, None),))
     return (store.read(name),)
 
@@ -163,8 +167,8 @@ def _manifest(hashes: Mapping[ChunkId, str]) -> bytes:
     return json.dumps({"version": 1, "chunks": chunks}, indent=1).encode()
 
 
-def _verify(stage: Path, hashes: Mapping[ChunkId, str], advance: Any) -> None:
-    """Open the finished archive as any reader would, and compare every chunk with its digest."""
+def _verify(stage: Path, sums: Mapping[ChunkId, int], advance: Any) -> None:
+    """Open the finished archive as any reader would, and compare every chunk with its sum."""
     try:
         container = open_container(stage)
         open_nemo(container, "nemo")
@@ -172,7 +176,7 @@ def _verify(stage: Path, hashes: Mapping[ChunkId, str], advance: Any) -> None:
     except NemoAlignError as error:
         raise VerificationError(f"What was written does not open: {error}") from error
     shapes = {(key, at): shape for key in store.tensors for at, shape in store.chunks(key)}
-    if shapes.keys() != hashes.keys():
+    if shapes.keys() != sums.keys():
         raise VerificationError("What was written has other chunks than were given to it.")
 
     def read(chunk: ChunkId) -> Array:
@@ -181,7 +185,7 @@ def _verify(stage: Path, hashes: Mapping[ChunkId, str], advance: Any) -> None:
         index = tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))
         return store.read(key, index)
 
-    verify_digests(hashes, read, advance)
+    verify_written(sums, read, advance)
 
 
 def _with_digests(

@@ -1,8 +1,9 @@
 """Reading and writing a checkpoint's ``model_config.yaml``: a file somebody downloaded.
 
-OmegaConf parses it, because 1e-5 is a number there and a string to plain YAML. NeMo's four resolvers
-are evaluated by ``interpolation``, every other one is refused; aliases may not multiply. What cannot be
-resolved stays as written, since NeMo archives keep ``${...}`` of settings that nobody reads.
+Values mean what they mean to OmegaConf, with which NeMo writes and reads them: 1e-5 is a number, where
+plain YAML sees a text. NeMo's four resolvers are evaluated by ``interpolation``, every other one is
+refused; aliases may not multiply. What cannot be resolved stays as written, since NeMo archives keep
+``${...}`` of settings that nobody reads.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nemoalign.config.interpolation import RESOLVERS, Interpolation
 from nemoalign.errors import ContentError, SourceError
@@ -21,6 +20,13 @@ from nemoalign.errors import ContentError, SourceError
 MAX_DEPTH = 50
 MAX_NODES = 200_000
 """More nodes than this after expanding aliases is no configuration but an attack."""
+
+_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_DATE_TAG = "tag:yaml.org,2002:timestamp"
+_FLOAT = re.compile(r"^[-+]?\d+(?:_\d+)*(?:\.[\d_]*)?[eE][-+]?\d+$")
+"""Floats that YAML 1.1 takes for texts: 1e-5, 1.5e3."""
 
 _RESOLVER = re.compile(r"\$\{\s*([^{}:$\s]+)\s*:")
 _COMPUTED_NAME = re.compile(r"\$\{[^{}:]*\$\{[^{}]*\}[^{}:]*:")
@@ -45,10 +51,10 @@ def parse_checkpoint_config(text: str, where: str) -> dict[str, Any]:
     _refuse_bombs(text, where)
     _refuse_resolvers(text, where)
     try:
-        parsed = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        parsed = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a subclass of the safe loader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not a configuration: {_first_line(error)}") from error
-    return cast("dict[str, Any]", parsed)
+    return cast("dict[str, Any]", _text_keys(parsed))
 
 
 def dump_checkpoint_config(config: Mapping[str, Any]) -> str:
@@ -58,7 +64,34 @@ def dump_checkpoint_config(config: Mapping[str, Any]) -> str:
     )
 
 
-class _Dumper(yaml.SafeDumper):
+class _Loader(_SAFE_LOADER):
+    """Reads scalars as OmegaConf does: more texts are floats, none are dates, no key comes twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; a key that comes twice is an error instead of the last one winning."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) != len(names):
+            raise yaml.YAMLError(f"a key of {names} comes twice.")
+        constructor: Any = super()
+        return constructor.construct_mapping(node, deep)
+
+
+def _resolvers(*dropped: str) -> dict[Any, list[tuple[str, Any]]]:
+    """Return which pattern gives which type to scalars by their first letter."""
+    known = cast("dict[Any, list[tuple[str, Any]]]", _SAFE_LOADER.yaml_implicit_resolvers)
+    rules = {
+        letter: [rule for rule in rules if rule[0] not in dropped]
+        for letter, rules in known.items()
+    }
+    for letter in "-+0123456789":
+        rules[letter] = [*rules.get(letter, []), (_FLOAT_TAG, _FLOAT)]
+    return rules
+
+
+_Loader.yaml_implicit_resolvers = _resolvers(_DATE_TAG)
+
+
+class _Dumper(_SAFE_DUMPER):
     """Writes equal lists twice instead of an alias, which NeMo's readers would take but people not."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -66,11 +99,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+# A text that any reader would take for a number or a date is quoted.
+_Dumper.yaml_implicit_resolvers = _resolvers()
+
+
 def _refuse_bombs(text: str, where: str) -> None:
     """Walk the text without recursion first: the parsers recurse and would take the process down."""
     census = _Census()
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    events: Iterator[Any] = cast("Any", yaml).parse(text, Loader=loader)
+    events: Iterator[Any] = cast("Any", yaml).parse(text, Loader=_SAFE_LOADER)
     try:
         for event in events:
             census.count(event)
@@ -128,6 +164,16 @@ def _refuse_resolvers(text: str, where: str) -> None:
             f"{where} calls {denied[0]}, which a checkpoint may not do; only "
             f"{', '.join(RESOLVERS)} are evaluated."
         )
+
+
+def _text_keys(value: Any) -> Any:
+    """Return ``value`` with every key of a mapping as text; NeMo's settings have no other."""
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {str(key): _text_keys(child) for key, child in items}
+    if isinstance(value, list):
+        return [_text_keys(child) for child in cast("list[Any]", value)]
+    return value
 
 
 def _unaliased(value: Any) -> Any:

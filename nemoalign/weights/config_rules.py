@@ -228,4 +228,3 @@ def hf_fields(rules: Sequence[ConfigRule], arch: Architecture) -> dict[str, Any]
     for rule in rules:
         fields.update(rule.to_hf(arch))
     return fields
-

@@ -40,10 +40,20 @@ class Op(Protocol):
         """Return the shapes of the Hugging Face parts of a Megatron tensor of ``shape``."""
         ...
 
+    @property
+    def keeps_rows(self) -> bool:
+        """True when the parts are the tensor's rows one part after the other: they can be read alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Copy:
     """The same tensor under another name."""
+
+    @property
+    def keeps_rows(self) -> bool:
+        """The one part is every row."""
+        return True
 
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
         """Return the one part."""
@@ -73,6 +83,11 @@ class FuseQKV:
     Rows of the Megatron tensor are [groups, heads per group + 2, head_dim]: for each group its query
     heads, then its key head, then its value head.
     """
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Rows of the three parts interleave."""
+        return False
 
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
         """Return the packed tensor as one run: the rows of the three parts interleave."""
@@ -110,6 +125,11 @@ class FuseQKV:
 class FuseGateUp:
     """The two input projections of a gated MLP, stacked as [gate; up]."""
 
+    @property
+    def keeps_rows(self) -> bool:
+        """First the gate, then up."""
+        return True
+
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
         """Return (gate, up)."""
         del arch
@@ -138,6 +158,11 @@ class FuseGateUp:
 @dataclass(frozen=True)
 class PadVocab:
     """An embedding or output table whose rows at or above the vocabulary mean nothing."""
+
+    @property
+    def keeps_rows(self) -> bool:
+        """The real vocabulary comes first."""
+        return True
 
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
         """Return the table and, where the padded size asks for them, rows of zeros."""

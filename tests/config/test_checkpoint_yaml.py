@@ -5,6 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config, load_checkpoint_config
 from nemoalign.errors import ContentError, SourceError
@@ -110,3 +115,43 @@ def test_what_is_written_reads_back_the_same():
     assert list(load(text)) == list(config)
     assert load(text) == config
     assert "&" not in text
+
+
+@settings(deadline=None)
+@given(st.text("0123456789+-._eE:xinfaN", min_size=1, max_size=8))
+@example("1e-5")
+@example("1_000.5")
+@example("2020-01-01")
+@example("0o17")
+@example("12:30:45.5")
+@example(".5e-3")
+def test_every_scalar_means_what_it_means_to_omegaconf(scalar):
+    try:
+        expected = OmegaConf.create(f"a: {scalar}")["a"]
+    except (ValueError, OmegaConfBaseException, yaml.YAMLError):
+        return
+    found = load(f"a: {scalar}")["a"]
+    assert (type(found), repr(found)) == (type(expected), repr(expected))
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text("abc_1", min_size=1), inner),
+        max_leaves=8,
+    )
+)
+@example("1e-5")
+@example("2020-01-01")
+@example("null")
+def test_any_tree_reads_back_the_same_here_and_in_omegaconf(value):
+    text = dump_checkpoint_config({"a": value})
+    if "???" not in text and "${" not in text:
+        assert load(text) == {"a": value}
+        assert OmegaConf.to_container(OmegaConf.create(text)) == {"a": value}
+
+
+def test_a_key_that_comes_twice_is_refused_instead_of_the_last_one_winning():
+    with pytest.raises(SourceError, match="twice"):
+        load("a: 1\nb: 2\na: 3")
