@@ -1,0 +1,58 @@
+"""A learner over a tiny real llama, on one rank or many: what the train room's tests stand on."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemoalign.algorithms.sft import Sft
+from nemoalign.config.schema import OptimConfig
+from nemoalign.data.collate import collate
+from nemoalign.data.dataset import Sample
+from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.load import load_weights
+from nemoalign.model.lora import LoraSettings
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.parallel.state import start
+from nemoalign.train.learner import Learner
+from tests.model import tiny
+
+EOS = 2
+
+
+@dataclass
+class Setup:
+    layout: ParallelLayout
+    precision: str = "fp32"
+    lora: LoraSettings | None = None
+    grad_clip: float = 1.0
+    layers: int = 2
+
+
+@contextlib.contextmanager
+def learner(setup: Setup):
+    model = tiny.llama(layers=setup.layers)
+    arch = tiny.architecture(model.config)
+    with start(setup.layout, seed=1) as backend:
+        chunks = build_model(
+            arch, tiny.VOCAB, setup.layout, precision=setup.precision,
+            settings=ModelSettings(), lora=setup.lora,
+        )  # fmt: skip
+        store = tiny.Store(tiny.weights(model, arch))
+        load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
+        optim = OptimConfig(lr=1e-3, weight_decay=0.01)
+        yield Learner(chunks, Sft(None), backend, optim, grad_clip=setup.grad_clip)
+
+
+def batches(count=2, rows=2, seed=0):
+    """Micro-batches with as many tokens and labels as rows of different lengths have."""
+    made = []
+    for number in range(count):
+        source = tiny.batch(rows, 9, seed=seed + number)
+        samples = []
+        for row, tokens in enumerate(source.tokens.numpy()):
+            ids = tokens[: 6 + (row + number) % 4].astype("int32")
+            mask = [False] * 3 + [True] * (len(ids) - 3)
+            samples.append(Sample(ids, np.array(mask), "made"))
+        made.append(collate(samples, eos_id=EOS))
+    return made
