@@ -1,0 +1,42 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemoalign.data.sampler import MISSING_ROW, GlobalSampler
+from nemoalign.train.feed import Feed
+
+
+class Rows:
+    """Row ``i`` is the number ``i``."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+
+def _feeds(total, gbs, dp, mbs, **order) -> list[Feed]:
+    sampler = GlobalSampler(total, gbs, **order)
+    return [Feed(Rows(total), sampler, list, rank, dp, mbs) for rank in range(dp)]
+
+
+@given(st.integers(0, 5), st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4)]))
+def test_ranks_share_one_global_batch_whatever_their_number(step, shape) -> None:
+    dp, mbs = shape
+    whole = _feeds(21, 4, 1, 1)[0].step(step * 4)
+    shares = [feed.step(step * 4) for feed in _feeds(21, 4, dp, mbs)]
+    assert len({len(share) for share in shares}) == 1
+    rows = [row for share in shares for micro_batch in share for row in micro_batch]
+    assert sorted(rows) == sorted(row for micro_batch in whole for row in micro_batch)
+
+
+def test_validation_sees_every_row_once_and_ranks_stay_in_step() -> None:
+    feeds = _feeds(10, 4, 2, 1, shuffle=False, drop_last=False)
+    seen = [list(feed.once()) for feed in feeds]
+    assert [len(batch) for batch in seen[0]] == [len(batch) for batch in seen[1]] == [2, 2, 1]
+    rows = [row for rank in seen for batch in rank for micro_batch in batch for row in micro_batch]
+    assert sorted(row for row in rows if row != MISSING_ROW) == list(np.arange(10))
