@@ -33,8 +33,8 @@ from nemoalign.config.check import check_complete, check_length
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.errors import ConflictError
 from nemoalign.log import PlainReporter, speaking_rank
-from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.adapters import with_adapters
+from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
