@@ -7,9 +7,10 @@ _nemoalign() {
     if [[ $current == "=" ]]; then current=""
     elif [[ $flag == "=" ]]; then flag="${COMP_WORDS[COMP_CWORD-2]}"; fi
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case "$word" in convert|export|sft) command="$word"; break;; esac
+        case "$word" in inspect|convert|export|sft) command="$word"; break;; esac
     done
     case "$command:$flag" in
+        inspect:--tensors|inspect:-k|inspect:--key) return;;
         convert:-o|convert:--out|convert:--tokenizer) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
@@ -30,7 +31,10 @@ _nemoalign() {
         sft:-s|sft:--set) compopt -o nospace; COMPREPLY=($(compgen -S = -W "pretrained_checkpoint.restore_from_path model.micro_batch_size model.global_batch_size model.encoder_seq_length model.tensor_model_parallel_size model.pipeline_model_parallel_size model.virtual_pipeline_model_parallel_size model.context_parallel_size model.expert_model_parallel_size model.sequence_parallel model.seed model.hidden_dropout model.attention_dropout model.activations_checkpoint_granularity model.peft.peft_scheme model.peft.restore_from_path model.peft.lora_tuning.adapter_dim model.peft.lora_tuning.alpha model.peft.lora_tuning.target_modules model.peft.lora_tuning.adapter_dropout model.peft.lora_tuning.dropout_position model.peft.lora_tuning.column_init_method model.data.chat_prompt_tokens.system_turn_start model.data.chat_prompt_tokens.turn_start model.data.chat_prompt_tokens.label_start model.data.chat_prompt_tokens.end_of_turn model.data.chat_prompt_tokens.end_of_name model.data.train_ds.file_path model.data.train_ds.prompt_template model.data.train_ds.label_key model.data.train_ds.truncation_field model.data.train_ds.truncation_method model.data.train_ds.add_bos model.data.train_ds.add_eos model.data.train_ds.add_sep model.data.train_ds.max_seq_length model.data.train_ds.shuffle model.data.validation_ds.file_path model.data.format model.optim.name model.optim.lr model.optim.weight_decay model.optim.betas model.optim.eps model.optim.sched.name model.optim.sched.warmup_steps model.optim.sched.constant_steps model.optim.sched.min_lr model.optim.sched.max_steps model.sft.mask trainer.num_nodes trainer.devices trainer.precision trainer.sft.max_epochs trainer.sft.max_steps trainer.sft.val_check_interval trainer.sft.save_interval trainer.sft.gradient_clip_val trainer.max_time exp_manager.explicit_log_dir exp_manager.overwrite exp_manager.resume_if_exists exp_manager.checkpoint_callback_params.monitor exp_manager.checkpoint_callback_params.save_top_k" -- "$current")); return;;
     esac
     case "$command" in
-        "") words="convert export sft --help --version";;
+        "") words="inspect convert export sft --help --version";;
+        inspect)
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors -k --key --help"
+            else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --dtype --tokenizer --verify --to --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;

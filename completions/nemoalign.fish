@@ -2,9 +2,18 @@
 complete -c nemoalign -f
 complete -c nemoalign -n __fish_use_subcommand -s h -l help -d 'Show help'
 complete -c nemoalign -n __fish_use_subcommand -l version -d 'Show the version'
+complete -c nemoalign -n __fish_use_subcommand -a inspect -d 'Show what a checkpoint is: family, sizes, layout, tokenizer, template, origin'
 complete -c nemoalign -n __fish_use_subcommand -a convert -d 'Turn any checkpoint into a .nemo file of today\'s form, or a Hugging Face directory'
 complete -c nemoalign -n __fish_use_subcommand -a export -d 'Write any checkpoint as a Hugging Face directory that transformers loads'
 complete -c nemoalign -n __fish_use_subcommand -a sft -d 'Fine-tune on answers: prompt-response rows or chat messages'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s h -l help -d 'Show help'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -F
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l json -d 'Print the result as one JSON document'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s v -l verbose -d 'Say more; show tracebacks'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s q -l quiet -d 'Say only warnings'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l template -d 'Print only the template of a prompt'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l tensors -x -d 'Print name, shape and type of the tensors, all or those that match GLOB'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s k -l key -x -d 'Print only this value of model_config.yaml, such as optim.lr'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -s h -l help -d 'Show help'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -F
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l json -d 'Print the result as one JSON document'

@@ -13,8 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import nemoalign
-from nemoalign.cli import checkpoint, train
-from nemoalign.cli.help import Group
+from nemoalign.cli import checkpoint, inspect, train
+from nemoalign.cli.help import Group, HelpOption
 from nemoalign.errors import (
     INTERRUPTED,
     STOPPED,
@@ -35,18 +35,11 @@ EXIT_CODES = """Exit codes
 app = typer.Typer(
     name=PROGRAM,
     cls=Group,
-    help="NVIDIA NeMo checkpoints through their whole life: convert, inspect, fine-tune, export.",
+    help="Read, convert, train and export NVIDIA NeMo checkpoints.",
     epilog=EXIT_CODES,
     add_completion=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _show_help(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        typer.echo(ctx.get_help())
-        raise typer.Exit
 
 
 def _show_version(wanted: bool) -> None:
@@ -55,17 +48,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-HelpOption = Annotated[
-    bool,
-    typer.Option(
-        "-h",
-        "--help",
-        is_eager=True,
-        callback=_show_help,
-        help="Show this page.",
-        show_default=False,
-    ),
-]
 VersionOption = Annotated[
     bool,
     typer.Option(
@@ -78,14 +60,13 @@ VersionOption = Annotated[
 ]
 
 
-# Typer's own --help would load pydantic for its missing default, a third of the time help may take.
 @app.callback(add_help_option=False)
 def program(show_help: HelpOption = False, version: VersionOption = False) -> None:
-    """NVIDIA NeMo checkpoints through their whole life: convert, inspect, fine-tune, export."""
+    """Read, convert, train and export NVIDIA NeMo checkpoints."""
     del show_help, version
 
 
-COMMANDS = (*checkpoint.COMMANDS, *train.COMMANDS)
+COMMANDS = (*inspect.COMMANDS, *checkpoint.COMMANDS, *train.COMMANDS)
 for command in COMMANDS:
     command.register(app)
 
@@ -115,6 +96,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[0] == inspect.COMMANDS[0].name:
+        arguments = inspect.with_pattern(arguments)
     try:
         code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as error:

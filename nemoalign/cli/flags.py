@@ -11,13 +11,25 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
 from nemoalign.config.fields import Entry, Setting
 from nemoalign.config.values import Reject, plain
 from nemoalign.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemoalign.cli.spec import CommandSpec
 
 T = TypeVar("T")
 
@@ -141,6 +153,25 @@ def metavar(entry: Entry) -> str:
     return "TEXT"
 
 
+def golden(commands: Iterable[CommandSpec]) -> str:
+    """Return every flag of every command, one a line: a new flag is a line somebody reviews."""
+    lines: list[str] = []
+    for command in commands:
+        for entry in command.entries:
+            names = ", ".join(n for n in (entry.setting.short, entry.setting.flag) if n)
+            value = "" if entry.type is bool else f" {metavar(entry)}"
+            lines.append(f"{command.name} {names}{value}  {help_text(entry)}")
+    return "\n".join([*lines, ""])
+
+
 def is_list(entry: Entry) -> bool:
     """True for a flag that may be repeated."""
     return get_origin(entry.type) is tuple and get_args(entry.type)[-1] is Ellipsis
+
+
+if __name__ == "__main__":
+    import sys
+
+    from nemoalign.cli.app import COMMANDS
+
+    Path(sys.argv[1]).write_text(golden(COMMANDS), encoding="utf-8")

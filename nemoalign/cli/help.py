@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -12,10 +13,42 @@ from typer.core import TyperCommand, TyperGroup
 WIDTH = 100
 OTHER = "Every command"
 NAME_COLUMN = 26
+HELP = "show_help"
+"""Name of the parameter of ``--help``."""
+
+
+def _show_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+HelpOption = Annotated[
+    bool,
+    typer.Option(
+        "-h",
+        "--help",
+        is_eager=True,
+        callback=_show_help,
+        help="Show this page.",
+        show_default=False,
+    ),
+]
+"""Typer's own has no default, and pydantic would be loaded to convert it."""
 
 
 class Command(TyperCommand):
-    """A command whose help groups its options by panel."""
+    """A command whose help groups its options by panel, and whose values stay as typed.
+
+    Typer converts values with pydantic, which takes longer to load than ``inspect`` takes to work;
+    ours are text until the settings type them.
+    """
+
+    def __init__(self, *args: Any, **known: Any) -> None:
+        super().__init__(*args, **known)
+        for param in self.params:
+            if param.name != HELP:
+                vars(param)["process_value"] = partial(_as_typed, param)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write usage, what the command does, its options by panel, and examples."""
@@ -46,6 +79,12 @@ class Group(TyperGroup):
         options = [(_names(p), getattr(p, "help", "") or "") for p in self.get_params(ctx)]
         _write_section(formatter, OTHER, options)
         _write_epilog(self, formatter)
+
+
+def _as_typed(param: Any, ctx: Any, value: Any) -> Any:
+    if param.required and param.value_is_missing(value):
+        return type(param).process_value(param, ctx, value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _write_head(command: Any, ctx: Any, formatter: Any, pieces: list[str]) -> None:

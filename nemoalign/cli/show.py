@@ -180,21 +180,14 @@ def emit(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Print rows in aligned columns; numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        numeric = all(row[index].replace(",", "").replace(".", "").isdecimal() for row in rows)
-        drawn.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(drawn)
-    emit("\n".join(line.rstrip() for line in captured.get().splitlines()))
+def columns(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Print rows under a header, in aligned columns."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    )
+    emit("\n".join(lines))
 
 
 def amount_of(value: float, unit: str) -> str:

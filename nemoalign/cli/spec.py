@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nemoalign.cli import flags
-from nemoalign.cli.help import Command
+from nemoalign.cli.help import HELP, Command, HelpOption
 from nemoalign.config.fields import Entry, PathKind, Section, setting
 
 
@@ -54,13 +54,18 @@ class CommandSpec:
         def command(**typed: Any) -> None:
             self.run(typed)
 
-        parameters = [self._argument(), *(flags.parameter(entry) for entry in self.entries)]
+        show_help = inspect.Parameter(
+            HELP, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpOption
+        )
+        options = [flags.parameter(entry) for entry in self.entries]
+        parameters = [self._argument(), *options, show_help]
         command.__doc__ = self.summary
         vars(command)["__signature__"] = inspect.Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(
             self.name,
             cls=Command,
+            add_help_option=False,
             rich_help_panel=self.panel,
             epilog=f"Example\n  nemoalign {self.name} {self.example}",
         )(command)

@@ -17,6 +17,7 @@ from nemoalign.cli import flags
 from nemoalign.cli.spec import CommandSpec, Positional, Talk
 from nemoalign.config.algorithms import ALGORITHMS, AlgorithmRow
 from nemoalign.config.fields import setting
+from nemoalign.errors import SourceError
 from nemoalign.log import speaking_rank
 
 if TYPE_CHECKING:
@@ -139,6 +140,13 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
 
     config, model = merged.config, merged.config.model
     check_complete(config, merged.algorithm)
+    for flag, files in (
+        ("--data", model.data.train_ds.file_path),
+        ("--val", model.data.validation_ds.file_path),
+    ):
+        missing = [file.path for file in files if not file.path.is_file()]
+        if missing:
+            raise SourceError(f"There is no file {missing[0]}; {flag} names it.")
     world = find_world(os.environ)
     ranks = wanted_ranks(config, world, os.environ)
     layout = ParallelLayout(
