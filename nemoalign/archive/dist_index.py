@@ -36,7 +36,7 @@ class StoredTensor:
         """Return the chunks that hold any element inside ``bounds``."""
         first = np.array([start for start, _ in bounds], np.int64)
         last = np.array([stop for _, stop in bounds], np.int64)
-        touches = ((self.starts < last) & (self.ends > first)).all(axis=1)
+        touches = ((self.starts < last) & (self.ends > first) & (last > first)).all(axis=1)
         return [int(number) for number in np.flatnonzero(touches)]
 
 

@@ -119,8 +119,9 @@ class DistWriter:
 
         The array must not change until the writer is closed, because it may still be hashed.
         """
-        tensor = self._tensors.setdefault(key, _Tensor(TensorInfo(global_shape, kind)))
-        _check_chunk(key, tensor, TensorInfo(global_shape, kind), offsets, array)
+        info = TensorInfo(global_shape, kind)
+        tensor = self._tensors.get(key, _Tensor(info))
+        _check_chunk(key, tensor, info, offsets, array)
         contiguous = np.ascontiguousarray(array).reshape(array.shape)
         sha256 = self._hasher.submit(contiguous) if self._hash_chunks else None
         # Aligned as a whole, so that the data inside is aligned in the file as well.
@@ -128,6 +129,7 @@ class DistWriter:
         position = self._data.tell()
         length, crc = write_record(self._data.write, contiguous, kind)
         tensor.chunks[offsets] = _Chunk(array.shape, position, length, crc, sha256)
+        self._tensors[key] = tensor
 
     def close(self) -> None:
         """Write the index; raises ContentError when a tensor is not covered by its chunks."""

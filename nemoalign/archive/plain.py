@@ -9,7 +9,7 @@ from nemoalign.archive.store import DAMAGED
 from nemoalign.errors import SourceError
 
 MAX_DEPTH = 40
-MAX_VALUES = 1_000_000
+MAX_VALUES = 100_000
 
 _CONTAINERS = ("DictConfig", "ListConfig")
 

@@ -38,6 +38,7 @@ class TarWriter:
         self._member_is_open = False
 
     def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary.unlink(missing_ok=True)
         self._file = FileWriter(self._temporary)
         self.add_directory("")

@@ -16,7 +16,9 @@ BLOCK_BYTES = 4 << 20
 """Bytes that are checksummed and then written while they are still in the cache."""
 
 LARGE = 0xFFFFFFFF
-"""From here on a size or offset needs zip64 fields."""
+"""From here on a size or offset is stated in zip64 fields."""
+
+_SATURATED = 0xFFFFFFFF  # what the short field says then
 
 Write = Callable[[bytes | memoryview], object]
 
@@ -71,7 +73,7 @@ class ZipStream:
             "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start
         )
         locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, self._position, 1)
-        few, small, near = min(count, 0xFFFF), min(size, LARGE), min(start, LARGE)
+        few, small, near = min(count, 0xFFFF), min(size, _SATURATED), min(start, _SATURATED)
         end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, few, few, small, near, 0)
         self._put(end64 + locator + end)
         return self._position
@@ -94,7 +96,7 @@ def write_blocks(write: Write, data: memoryview) -> int:
 def _local_header(entry: _Entry) -> bytes:
     large = entry.size >= LARGE
     wide = struct.pack("<2H2Q", 1, 16, entry.size, entry.size) if large else b""
-    size = LARGE if large else 0
+    size = _SATURATED if large else 0
     unpadded = entry.offset + 30 + len(entry.name) + len(wide) + 4
     padding = -unpadded % ALIGNMENT
     # torch fills the gap with an extra field of kind "FB" and the letter Z.
@@ -112,10 +114,10 @@ def _directory_entry(entry: _Entry) -> bytes:
     size, offset = entry.size, entry.offset
     if size >= LARGE:
         wide += struct.pack("<2Q", size, size)
-        size = LARGE
+        size = _SATURATED
     if offset >= LARGE:
         wide += struct.pack("<Q", offset)
-        offset = LARGE
+        offset = _SATURATED
     extra = struct.pack("<2H", 1, len(wide)) + wide if wide else b""
     needed = 45 if wide else 0
     fixed = struct.pack(

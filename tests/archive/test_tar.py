@@ -66,12 +66,12 @@ def test_data_begins_at_multiples_of_512(tmp_path: Path) -> None:
 
 
 def test_the_archive_appears_only_when_complete(tmp_path: Path) -> None:
-    path = tmp_path / "x.nemo"
+    path = tmp_path / "new" / "x.nemo"
     with TarWriter(path) as tar:
         tar.add_bytes("a", b"1")
         assert not path.exists()
-        assert len(list(tmp_path.iterdir())) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["x.nemo"]
+        assert len(list(path.parent.iterdir())) == 1
+    assert [p.name for p in path.parent.iterdir()] == ["x.nemo"]
 
 
 def fail_inside(path: Path) -> None:
