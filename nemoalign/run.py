@@ -49,7 +49,7 @@ from nemoalign.train.provenance import run_config_yaml
 from nemoalign.train.records import RunDirectory
 
 if TYPE_CHECKING:
-    from nemoalign.config.merge import Merged
+    from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
 

@@ -51,7 +51,7 @@ def parse_checkpoint_config(text: str, where: str) -> dict[str, Any]:
     _refuse_bombs(text, where)
     _refuse_resolvers(text, where)
     try:
-        parsed = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a subclass of the safe loader
+        parsed = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not a configuration: {_first_line(error)}") from error
     return cast("dict[str, Any]", _text_keys(parsed))

@@ -95,6 +95,7 @@ def _dataset(
     rules: Any = config.model.data.train_ds
     settings = SftSettings(
         max_seq_length=rules.max_seq_length,
+        format=config.model.data.format,
         prompt_template=rules.prompt_template,
         label_key=rules.label_key,
         truncation_field=rules.truncation_field,

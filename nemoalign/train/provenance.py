@@ -9,7 +9,7 @@ import nemoalign
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
 
 if TYPE_CHECKING:
-    from nemoalign.config.merge import Merged
+    from nemoalign.config.merged import Merged
     from nemoalign.data.tokenizer import Tokenizer
     from nemoalign.train.inputs import Inputs
 
