@@ -1,0 +1,69 @@
+import pytest
+
+from nemoalign.config.merge import merge_run
+from nemoalign.data.tokenizer_hf import load_hf
+from nemoalign.errors import DataError
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.train.inputs import make_feeds, read_inputs
+from tests.commands import tiny
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.make_tokenizer().save_pretrained(folder)
+    return load_hf({path.name: path.read_bytes() for path in folder.iterdir()}, {})
+
+
+def _config(tmp_path, *, rows=10, **flags):
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(rows, seed=1))
+    keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4, **flags}
+    return merge_run("sft", flags=keys, environ={}).config
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ({}, 2),
+        ({"trainer.sft.max_epochs": 3}, 6),
+        ({"trainer.sft.max_epochs": 3, "trainer.sft.max_steps": 4}, 4),
+        ({"trainer.sft.max_steps": 100}, 2),
+        ({"trainer.sft.max_steps": 0}, 0),
+    ],
+    ids=["an epoch", "epochs", "steps first", "epoch first", "none"],
+)
+def test_a_run_ends_with_its_epochs_or_its_steps_whichever_comes_first(
+    tmp_path, tokenizer, flags, steps
+) -> None:
+    inputs = read_inputs(_config(tmp_path, **flags), tokenizer)
+    assert inputs.limits.max_steps == steps
+    assert inputs.limits.schedule.max_steps == steps
+
+
+def test_fewer_rows_than_a_global_batch_are_an_error(tmp_path, tokenizer) -> None:
+    with pytest.raises(DataError, match=r"3 usable rows.*--gbs 3"):
+        read_inputs(_config(tmp_path, rows=3), tokenizer)
+
+
+def test_evaluation_needs_no_training_rows(tmp_path, tokenizer) -> None:
+    data = tiny.write_rows(tmp_path / "val.jsonl", tiny.rows(3, seed=1))
+    flags = {"model.data.validation_ds.file_path": [str(data)], "trainer.sft.max_steps": 0}
+    config = merge_run("sft", flags=flags, environ={}).config
+    inputs = read_inputs(config, tokenizer)
+    train, validation = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
+    assert train is None
+    assert sum(len(batch) for batch in validation.once()) == 3
+
+
+def test_sequence_parallel_batches_divide_over_the_ranks(tmp_path, tokenizer) -> None:
+    config = _config(tmp_path)
+    inputs = read_inputs(config, tokenizer)
+    layout = ParallelLayout(2, tp=2, sequence_parallel=True)
+    train, _ = make_feeds(inputs, config, layout, 0, 2)
+    assert all(batch.tokens.shape[1] % 2 == 0 for batch in train.step(0))
+    assert sum(batch.num_tokens for batch in train.step(0)) > 0
+
+
+def test_the_report_counts_rows_and_tokens(tmp_path, tokenizer) -> None:
+    (line,) = read_inputs(_config(tmp_path), tokenizer).report()
+    assert "10 rows (prompt-response)" in line
