@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemoalign.archive.files import open_container
+from nemoalign.archive.files import Region, open_container
+from nemoalign.archive.torch_file import TorchFile
 from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, open_nemo
 from nemoalign.checkpoint.source import Source
@@ -84,10 +85,10 @@ def _newest(checkpoints: Path) -> Path | None:
 
 def _is_complete(checkpoint: Path) -> bool:
     marker = checkpoint.with_name(f"{checkpoint.name.removesuffix('.ckpt')}-unfinished")
-    written = (checkpoint / CONFIG_NAME).is_file()
-    return (
-        written and (checkpoint / "model_weights/metadata.json").is_file() and not marker.exists()
-    )
+    if checkpoint.name.startswith(".") or marker.exists():
+        return False
+    needed = (CONFIG_NAME, "model_weights/metadata.json")
+    return all((checkpoint / name).is_file() for name in needed)
 
 
 def _progress(checkpoint: Path) -> tuple[int, bool]:
@@ -104,6 +105,7 @@ def _refuse_other_files(path: Path) -> None:
             f"config.json as well: {path.parent}"
         )
     if start.startswith(b"PK\x03\x04"):
+        _ = TorchFile(Region(path, 0, path.stat().st_size), str(path)).tree  # any other zip fails
         raise ContentError(
             f"{path} is a torch file (a Lightning .ckpt or a single rank), which is not supported "
             "yet. Give a .nemo file, or the folder of a Hugging Face model."
