@@ -9,11 +9,15 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 ALIGNMENT = 64
 BLOCK_BYTES = 4 << 20
-"""Bytes that are checksummed and then written while they are still in the cache."""
+"""Bytes that are given to ``write`` at once."""
+
+PARALLEL_BYTES = 1 << 20
+"""From here on the checksum is worth a thread of its own."""
 
 LARGE = 0xFFFFFFFF
 """From here on a size or offset is stated in zip64 fields."""
@@ -84,13 +88,15 @@ class ZipStream:
 
 
 def write_blocks(write: Write, data: memoryview) -> int:
-    """Write all of ``data`` and return its CRC-32, each block summed while it is in the cache."""
-    crc = 0
-    for start in range(0, len(data), BLOCK_BYTES):
-        block = data[start : start + BLOCK_BYTES]
-        crc = zlib.crc32(block, crc)
-        write(block)
-    return crc
+    """Write all of ``data`` and return its CRC-32, computed on another core when that pays."""
+    if len(data) < PARALLEL_BYTES:
+        write(data)
+        return zlib.crc32(data)
+    with ThreadPoolExecutor(1) as worker:
+        crc = worker.submit(zlib.crc32, data)
+        for start in range(0, len(data), BLOCK_BYTES):
+            write(data[start : start + BLOCK_BYTES])
+        return crc.result()
 
 
 def _local_header(entry: _Entry) -> bytes:

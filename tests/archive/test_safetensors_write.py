@@ -48,6 +48,7 @@ def test_every_tensor_has_its_hash_and_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zip_write, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(zip_write, "PARALLEL_BYTES", 20)
     with SafetensorsWriter(tmp_path, INFOS) as writer:
         for name, array in arrays().items():
             writer.write(name, array)

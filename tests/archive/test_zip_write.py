@@ -65,14 +65,18 @@ def test_large_entries_and_far_offsets_take_zip64_fields(
     assert found.map().tobytes() == array.tobytes()
 
 
-def test_blocks_are_written_in_order_with_one_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("parallel", "lengths"), [(37, [10, 10, 10, 7]), (38, [37])])
+def test_blocks_are_written_in_order_with_one_checksum(
+    parallel: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zip_write, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(zip_write, "PARALLEL_BYTES", parallel)
     blocks: list[bytes] = []
     data = bytes(range(37))
     crc = write_blocks(lambda block: blocks.append(bytes(block)), memoryview(data))
     assert b"".join(blocks) == data
     assert crc == zlib.crc32(data)
-    assert [len(block) for block in blocks] == [10, 10, 10, 7]
+    assert [len(block) for block in blocks] == lengths
 
 
 def test_the_checksum_depends_on_every_entry() -> None:
@@ -87,6 +91,7 @@ def test_the_checksum_depends_on_every_entry() -> None:
 
 def test_torch_reads_more_data_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zip_write, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(zip_write, "PARALLEL_BYTES", 1000)
     buffer = io.BytesIO()
     array = raw_array("int32", (9, 100))
     write_tensor(buffer.write, array, "int32")
