@@ -85,7 +85,7 @@ class _Merge:
     def __init__(self, row: AlgorithmRow) -> None:
         self.row = row
         self.entries = row.entries()
-        self.names = Names(self.entries)
+        self.names = Names(self.entries, row.name)
         self.defaults = {
             key: Given(escaped(plain(entry.default)), DEFAULT)
             for key, entry in self.entries.items()
@@ -158,10 +158,13 @@ class _Merge:
             raise ConfigError(complaint) from reason
 
     def _is_nothing(self, key: str, given: Given) -> bool:
-        entry = self.entries.get(key)
-        if given.value is not None or (entry is not None and entry.optional):
+        """True for null where null is no value: a section, or a setting that is always something."""
+        if given.value is not None:
             return False
-        return self.names.spelled(key, None) is None
+        entry = self.entries.get(key)
+        if entry is None:
+            return key in self.names.sections
+        return not entry.optional and self.names.spelled(key, None) is None
 
     def _refuse_two_voices(self, sets: Layer, flags: Layer) -> None:
         """Refuse a flag and a ``--set`` that want different values for one key."""

@@ -21,8 +21,9 @@ OVERWRITE = "model.overwrite_base_config."
 class Names:
     """The keys a run of one algorithm may hold."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Entry], algorithm: str) -> None:
         self.entries = entries
+        self.algorithm = algorithm
         self.sections = {
             key[:dot] for key in entries for dot, letter in enumerate(key) if letter == "."
         }
@@ -63,7 +64,7 @@ class Names:
         by_source: dict[str, list[str]] = {}
         for key, given in upper.items():
             foreign = key not in self.entries and key not in ARCHITECTURE and is_nemo_key(key)
-            if foreign and is_lost(key, value(key), values):
+            if foreign and is_lost(key, value(key), values, self.algorithm):
                 by_source.setdefault(given.source, []).append(key)
         if by_source:
             listed = "; ".join(
@@ -86,12 +87,11 @@ class Names:
     def _nearest(self, key: str) -> str:
         """Return " Did you mean ...?" for the likeliest known key, or nothing."""
         settings = [*self.entries, *ALIASES, *sorted(ARCHITECTURE)]
-        close = difflib.get_close_matches(key, settings, n=1, cutoff=0.75)
-        if not close:
-            last = key.rpartition(".")[2]
-            by_last = {known.rpartition(".")[2]: known for known in reversed(settings)}
-            near = difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)
-            close = [by_last[name] for name in near]
+        named = {known.rpartition(".")[2] for known in settings}
+        last = difflib.get_close_matches(key.rpartition(".")[2], named, n=3, cutoff=0.85)
+        alike = [known for known in settings if known.rpartition(".")[2] in last]
+        close = difflib.get_close_matches(key, alike, n=1, cutoff=0.0)
+        close = close or difflib.get_close_matches(key, settings, n=1, cutoff=0.75)
         if not close:
             return " --print-config shows every setting."
         entry = self.entries.get(close[0])

@@ -69,9 +69,10 @@ class Duration:
         """Return what ``1-12:00:00``, NeMo's ``01:12:00:00``, ``12:00:00``, ``30:00`` or ``1800`` means."""
         if isinstance(value, Duration):
             return value
-        days, _, clock = str(value).strip().rpartition("-")
+        days, dash, clock = str(value).strip().rpartition("-")
         parts = clock.split(":")
-        if not all(re.fullmatch(r"\d+", part) for part in [*parts, days or "0"]) or len(parts) > 4:
+        numeric = all(re.fullmatch(r"\d+", part) for part in [*parts, *([days] if dash else [])])
+        if not numeric or len(parts) > 4:
             raise Reject("must be D-HH:MM:SS, HH:MM:SS, MM:SS or seconds")
         numbers = [int(part) for part in parts]
         if days:  # as SLURM: after the days come hours, then minutes
