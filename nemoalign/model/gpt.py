@@ -58,9 +58,10 @@ class LabelGPT(GPTModel):
         weight = None
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
-        logits, _ = self.output_layer(chosen[:, None], weight=weight)  # [rows, 1, v/tp]
+        logits, _ = self.output_layer(chosen.unsqueeze(1), weight=weight)  # [rows, 1, v/tp]
+        # squeeze, not [:, 0]: the gradient of an index is a second, zeroed tensor of that size.
         logprobs = vocab_parallel_logprobs(
-            logits[:, 0], flat_labels[rows], self.real_vocab_size, reuse_logits=True
+            logits.squeeze(1), flat_labels[rows], self.real_vocab_size, reuse_logits=True
         )
         spread = logprobs.new_zeros(len(flat_labels)).index_put((rows,), logprobs)
         return spread.view(labels.shape[1], labels.shape[0]).t().contiguous()

@@ -38,6 +38,8 @@ from torch.nn import functional
 from nemoalign.errors import ConfigError
 from nemoalign.parallel.state import model_parallel_stream
 
+InitMethod = Literal["xavier", "kaiming", "normal", "zero"]
+
 
 @dataclass(frozen=True)
 class _Target:
@@ -70,7 +72,8 @@ class LoraSettings:
     adapter_dropout: float = 0.0
     dropout_position: Literal["pre", "post"] = "post"
     target_modules: tuple[str, ...] = ("attention_qkv",)
-    column_init_method: Literal["xavier", "kaiming", "normal"] = "xavier"
+    column_init_method: InitMethod = "xavier"
+    row_init_method: InitMethod = "zero"
 
     @property
     def scale(self) -> float:
@@ -169,13 +172,25 @@ class Adapter(nn.Module):
         self.scale, self.enabled = lora.scale, True
         self.dropout, self.dropout_position = lora.adapter_dropout, lora.dropout_position
         self.runs = base.weight.partition_stride
-        full_in = _initial_rows(lora, base.input_size, generator).to(base.weight)
-        if not self.is_column:
-            full_in = full_in.chunk(self.group.size(), 1)[self.group.rank()].clone()
-        self.linear_in = _Weight(full_in)
-        self.linear_out = _Weight(base.weight.new_zeros(base.weight.shape[0], lora.adapter_dim))
+        shapes = (lora.adapter_dim, base.input_size), (base.output_size, lora.adapter_dim)
+        methods = lora.column_init_method, lora.row_init_method
+        factor_in, factor_out = (
+            _initial(shape, method, generator).to(base.weight)
+            for shape, method in zip(shapes, methods, strict=True)
+        )
+        if self.is_column:
+            factor_out = self._shard(factor_out, 0, self.runs)
+        else:
+            factor_in = self._shard(factor_in, 1, 1)
+        self.linear_in, self.linear_out = _Weight(factor_in), _Weight(factor_out)
         self._mark()
         base.register_forward_hook(self._add_to_output)
+
+    def _shard(self, whole: Tensor, dim: int, runs: int) -> Tensor:
+        """Return this tp rank's part of every one of the ``runs`` equal runs along ``dim``."""
+        size, rank = self.group.size(), self.group.rank()
+        parts = [run.chunk(size, dim)[rank] for run in whole.chunk(runs, dim)]
+        return torch.cat(parts, dim)
 
     def _mark(self) -> None:
         """Mark the shard for the gradient norm, and what is whole for the sum over tp."""
@@ -253,16 +268,12 @@ class Adapter(nn.Module):
         return state
 
 
-def _initial_rows(lora: LoraSettings, width: int, generator: torch.Generator) -> Tensor:
-    """Return a whole fresh A [dim, width] in fp32."""
-    deviations = {
-        "xavier": math.sqrt(2.0 / (width + lora.adapter_dim)),
-        "kaiming": math.sqrt(1.0 / (3.0 * width)),  # kaiming uniform with a = sqrt(5), as peft
-        "normal": 0.2,
-    }
-    deviation = deviations[lora.column_init_method]
-    shape = (lora.adapter_dim, width)
-    if lora.column_init_method == "kaiming":
-        bound = deviation * math.sqrt(3.0)
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    return torch.empty(shape).normal_(0.0, deviation, generator=generator)
+def _initial(shape: tuple[int, int], method: InitMethod, generator: torch.Generator) -> Tensor:
+    """Return a fresh whole factor [out, in] in fp32."""
+    fan_out, fan_in = shape
+    fresh = torch.zeros(shape)
+    if method == "kaiming":
+        bound = math.sqrt(1.0 / fan_in)  # kaiming uniform with a = sqrt(5), as peft starts A
+        return fresh.uniform_(-bound, bound, generator=generator)
+    deviation = {"xavier": math.sqrt(2.0 / (fan_in + fan_out)), "normal": 0.2}.get(method)
+    return fresh if deviation is None else fresh.normal_(0.0, deviation, generator=generator)

@@ -45,6 +45,8 @@ class ModelSettings:
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     recompute: Literal["none", "selective", "full"] = "none"
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_num_layers: int = 1
     seed: int = 1234
 
 
@@ -124,8 +126,8 @@ def _recompute_options(settings: ModelSettings) -> dict[str, Any]:
     if settings.recompute == "full":
         return {
             "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
+            "recompute_method": settings.recompute_method,
+            "recompute_num_layers": settings.recompute_num_layers,
         }
     if settings.recompute == "selective":
         # Attention keeps no scores, so the MLP's wide activations are what is worth recomputing.
