@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from nemoalign.log import PlainReporter
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 LLAMA3_ROPE = {
@@ -76,3 +78,20 @@ def logits_of(folder: Path, ids: torch.Tensor | np.ndarray = IDS) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
         return model.eval().float()(torch.as_tensor(ids)).logits.numpy()
+
+
+class BitFlip(PlainReporter):
+    """A faulty disk: when verification begins, one bit of what was written in a folder changes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(quiet=True)
+        self.folder = folder
+
+    def progress(self, title: str, total: float, unit: str):
+        if title == "Verifying":
+            written = [path for path in self.folder.rglob("*") if path.is_file()]
+            largest = max(written, key=lambda path: path.stat().st_size)
+            content = bytearray(largest.read_bytes())
+            content[len(content) // 2] ^= 1
+            largest.write_bytes(content)
+        return super().progress(title, total, unit)
