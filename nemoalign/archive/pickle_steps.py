@@ -9,7 +9,8 @@ from typing import Any, cast
 from nemoalign.archive.dtypes import DType
 from nemoalign.archive.stand_ins import Known, Record, build, persistent, resolve
 
-MAX_KEY_DEPTH = 4
+MAX_KEY_DEPTH, MAX_KEY_LENGTH = 2, 16
+MAX_NUMBER_BYTES = 128  # far above any random state, so that every number can be printed
 
 
 class Machine:
@@ -83,7 +84,10 @@ def _int32(machine: Machine) -> None:
 
 def _long(size: int) -> _Step:
     def step(machine: Machine) -> None:
-        machine.put(int.from_bytes(machine.take(machine.number(size)), "little", signed=True))
+        digits = machine.take(machine.number(size))
+        if len(digits) > MAX_NUMBER_BYTES:
+            raise ValueError(f"a number has {len(digits)} bytes")
+        machine.put(int.from_bytes(digits, "little", signed=True))
 
     return step
 
@@ -104,8 +108,7 @@ def _bytes(size: int) -> _Step:
 
 
 def _tuple(machine: Machine) -> None:
-    items = tuple(machine.marked())
-    machine.put(items)
+    machine.put(tuple(machine.marked()))
 
 
 def _tuple_of(count: int) -> _Step:
@@ -117,8 +120,7 @@ def _tuple_of(count: int) -> _Step:
 
 
 def _list(machine: Machine) -> None:
-    items = machine.marked()
-    machine.put(items)
+    machine.put(machine.marked())
 
 
 def _append(machine: Machine) -> None:
@@ -169,11 +171,11 @@ def _check_key(key: Any, depth: int) -> None:
         return
     if type(key) is int and abs(key) < 1 << 60:
         return
-    if isinstance(key, tuple) and depth:
-        for part in cast("tuple[Any, ...]", key):
-            _check_key(part, depth - 1)
-        return
-    raise TypeError("a key is a mutable or oversized value")
+    parts = cast("tuple[Any, ...]", key) if isinstance(key, tuple) else None
+    if parts is None or not depth or len(parts) > MAX_KEY_LENGTH:
+        raise TypeError("a key is a mutable or oversized value")
+    for part in parts:
+        _check_key(part, depth - 1)
 
 
 def _remember(size: int) -> _Step:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemoalign.archive.pickle_steps import STEPS, STOP, Machine
 from nemoalign.archive.store import DAMAGED
-from nemoalign.errors import SourceError
+from nemoalign.errors import NemoAlignError, SourceError
 
 MAX_BYTES = 64 << 20
 """Longest pickle that is read; the index of a 400B model with its optimizer has some 20 MB."""
@@ -34,6 +34,9 @@ def load_pickle(data: bytes, where: str) -> Any:
     machine = Machine(data, where)
     try:
         return _run(machine)
+    except NemoAlignError as error:
+        named = where in str(error)
+        raise type(error)(str(error) if named else f"{where}: {error}") from error
     except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise SourceError(
             f"{where} is no valid pickle at byte {machine.position} ({error}). {DAMAGED}"

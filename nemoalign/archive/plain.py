@@ -36,7 +36,11 @@ class _Plain:
             return self._record(value, depth)
         if isinstance(value, dict):
             entries = cast("dict[Any, object]", value).items()
-            return {str(key): self.convert(child, depth + 1) for key, child in entries}
+            return {
+                str(key): self.convert(child, depth + 1)
+                for key, child in entries
+                if isinstance(key, str | int | None)
+            }
         if isinstance(value, list | tuple):
             return [self.convert(child, depth + 1) for child in cast("list[object]", value)]
         return value if isinstance(value, str | int | float | None) else None

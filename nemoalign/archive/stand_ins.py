@@ -150,7 +150,7 @@ def _tensor_ref(storage: Any, kind: str | None, view: Args) -> TensorRef:
     steps = checked_shape(strides, where)
     info = TensorInfo(checked_shape(shape, where), name)
     if len(steps) != len(info.shape) or type(offset) is not int or offset < 0:
-        raise SourceError(f"{where} has {len(steps)} strides and offset {offset!r:.40}. {DAMAGED}")
+        raise SourceError(f"{where} has {len(steps)} strides or an impossible offset. {DAMAGED}")
     return TensorRef(info, steps, offset, storage)
 
 

@@ -67,7 +67,8 @@ def checked_shape(lengths: Iterable[object], where: str) -> tuple[int, ...]:
     shape: list[int] = []
     for length in lengths:
         if type(length) is not int or length < 0:
-            raise SourceError(f"{where} states a shape with the length {length!r:.40}. {DAMAGED}")
+            stated = length if type(length) is int else f"a {type(length).__name__}"
+            raise SourceError(f"{where} states {stated} as the length of an axis. {DAMAGED}")
         shape.append(length)
     if len(shape) > MAX_DIMENSIONS or math.prod(max(length, 1) for length in shape) > MAX_ELEMENTS:
         raise SourceError(f"{where} states an impossible shape of {len(shape)} axes. {DAMAGED}")

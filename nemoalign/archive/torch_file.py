@@ -84,7 +84,8 @@ def flatten_tensors(tree: object, where: str = "A torch file") -> dict[str, Tens
 def _children(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, child in cast("dict[Any, object]", value).items():
-            yield str(key), child
+            if isinstance(key, str | int):
+                yield str(key), child
     elif isinstance(value, list | tuple):
         for number, child in enumerate(cast("list[object]", value)):
             yield str(number), child

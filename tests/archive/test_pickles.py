@@ -151,6 +151,28 @@ def test_numbers_made_to_collide_are_no_keys() -> None:
         load_pickle(pickle.dumps({(2**61 - 1) * 3: 1}), "test")
 
 
+def test_a_number_too_long_to_print_is_refused() -> None:
+    assert load_pickle(pickle.dumps(-(1 << 1000)), "test") == -(1 << 1000)
+    with pytest.raises(SourceError, match="2001 bytes"):
+        load_pickle(pickle.dumps(1 << 16_000), "test")
+
+
+def test_values_that_double_at_every_level_are_never_printed() -> None:
+    """The text of such a value would fill any memory, also in an error."""
+    bomb: object = ()
+    for _ in range(60):
+        bomb = (bomb, bomb)
+    size = pickle.dumps((bomb,), 2)[2:-1]
+    for data in (
+        b"\x80\x02ctorch\nSize\n" + size + b"\x85R.",
+        b"\x80\x02ctorch\nSize\n" + size + b"R.",
+        b"\x80\x02" + size + b"R.",
+        b"\x80\x02}" + size + b"K\x01s.",
+    ):
+        with pytest.raises(SourceError, match="test"):
+            load_pickle(data, "test")
+
+
 def test_a_pickle_that_is_too_long_is_not_read() -> None:
     with pytest.raises(SourceError, match=str(MAX_BYTES)):
         load_pickle(bytes(MAX_BYTES + 1), "test")
