@@ -55,6 +55,7 @@ class Learner:
     ) -> None:
         self.algorithm = algorithm
         self.backend = backend
+        self.weight_decay = optim.weight_decay
         self.modules = list(chunks)
         self.model_config = chunks[0].config
         bf16 = self.model_config.params_dtype == torch.bfloat16
@@ -94,8 +95,10 @@ class Learner:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        # megatron-core leaves both to its own scheduler; wd_mult is 0 for norms and biases.
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+            group["weight_decay"] = self.weight_decay * group["wd_mult"]
         parts = self._run(micro_batches, forward_only=False)
         metrics = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
         if not math.isfinite(metrics["loss"]):

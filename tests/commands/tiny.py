@@ -84,7 +84,8 @@ def make_llama(directory: Path, *, tied: bool = False, **changes) -> Path:
         tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
+        # transformers never trains the input row of its padding token, so it must not be a used one.
+        pad_token_id=0,
         **changes,
     )
     LlamaForCausalLM(config).save_pretrained(directory)

@@ -105,3 +105,15 @@ def test_lora_trains_only_adapters() -> None:
     with bench.learner(bench.Setup(ONE, lora=lora)) as learner:
         width = 64 + (4 + 2 * 2) * 16
         assert learner.trained_parameters() == 2 * 4 * width
+
+
+def test_norms_are_not_decayed_and_matrices_are() -> None:
+    with bench.learner(bench.Setup(ONE)) as learner:
+        learner.step(bench.batches(), 1e-3)
+        decay = {
+            id(parameter): group["weight_decay"]
+            for group in learner.optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for parameter in learner.modules[0].parameters():
+            assert decay[id(parameter)] == (0.01 if parameter.dim() > 1 else 0.0)
