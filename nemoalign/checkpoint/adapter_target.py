@@ -7,6 +7,7 @@ and the base model's configuration, in which ``restore_from_path`` names the bas
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,19 @@ def write_adapter(
             with tar.member(WEIGHTS_FILE) as member:
                 write_torch_file(member.write, tensors)
         if options.verify == "hash":
-            _verify(stage, {n: checksum_array(array) for n, (array, _) in tensors.items()})
+            sums = {name: checksum_array(array) for name, (array, _) in tensors.items()}
+            with reporter.progress("Verifying", total, "bytes") as bar:
+                _verify(stage, sums, bar.advance)
     reporter.say(f"{target}: {len(tensors)} adapter tensors")
     report = report_of(source, target, options, began) | {"tensors": account.rows}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report
 
 
-def _verify(stage: Path, sums: dict[str, int]) -> None:
+def _verify(stage: Path, sums: dict[str, int], advance: Callable[[int], None]) -> None:
     """Read every tensor back from the finished file and compare it with its sum."""
     container = open_container(stage)
     store = TorchFile(container.members[WEIGHTS_FILE], str(stage))
     if store.tensors.keys() != sums.keys():
         raise VerificationError("What was written has other tensors than were given to it.")
-    verify_written(sums, store.read, lambda count: None)
+    verify_written(sums, store.read, advance)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemoalign.archive.files import Region
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
@@ -17,6 +18,7 @@ from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, tokenizer_size
 from nemoalign.checkpoint.writing import prompt_template
 from nemoalign.errors import ConfigError, ContentError
 
+PROGRESS_NAME = "progress.json"
 _NAMED_VALUE = re.compile(r"([A-Za-z_]+)=(-?[\d.]+(?:e[+-]?\d+)?)")
 _LARGE_TOKENIZER = 8 << 20
 """A tokenizer.json above this takes longer to count than inspect may; the model's size is shown."""
@@ -207,16 +209,27 @@ def _chat_example(tokens: Mapping[str, str]) -> str:
 
 def _training(source: Source) -> dict[str, Any]:
     config = source.config
-    optim = config.get("optim") or {}
+    trained = bool(config.get("restore_from_path") or (config.get("data") or {}).get("train_ds"))
+    optim = (config.get("optim") or {}) if trained else {}  # else a template's, never used
     told = {
         "target": config.get("target"),
         "nemo_version": config.get("nemo_version"),
         "restored_from": config.get("restore_from_path"),
-        "optimizer": {name: optim.get(name) for name in ("name", "lr", "weight_decay")},
+        "optimizer": {n: optim[n] for n in ("name", "lr", "weight_decay") if n in optim},
         "nemoalign": config.get("nemoalign"),
-        "checkpoint": _from_name(source.path),
+        "checkpoint": _progress(source.path) or _from_name(source.path),
     }
     return {name: value for name, value in told.items() if value}
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ours records of its run, but not the state of its samplers."""
+    file = path / PROGRESS_NAME
+    if not file.is_file():
+        return {}
+    recorded = read_json_object(Region(file, 0, file.stat().st_size), str(file))
+    plain = (int, float, str, bool)
+    return {name: value for name, value in recorded.items() if isinstance(value, plain)}
 
 
 def _from_name(path: Path) -> dict[str, Any]:

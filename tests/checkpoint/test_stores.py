@@ -1,0 +1,96 @@
+"""Views under canonical names: where they copy, where they must not, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nemoalign.archive.store import TensorInfo
+from nemoalign.checkpoint.stores import JoinedStore, MappedStore, Place, PlacedStore
+from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ContentError, ShapeError
+from nemoalign.weights.ops import FuseGateUp, PadVocab
+from nemoalign.weights.rules import TensorPlan
+from nemoalign.weights.splits import COLUMNS, GATED_ROWS, REPLICATED
+
+ARCH = Architecture(
+    num_layers=1,
+    hidden_size=4,
+    ffn_hidden_size=4,
+    num_attention_heads=2,
+    make_vocab_size_divisible_by=4,
+)
+
+
+class Arrays:
+    """A store of arrays."""
+
+    def __init__(self, dtype="float32", **arrays):
+        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        self.tensors = {n: TensorInfo(a.shape, dtype) for n, a in self.arrays.items()}
+
+    def read(self, name, index=()):
+        return self.arrays[name][index]
+
+
+def test_a_layer_of_a_stack_is_a_view():
+    stack = np.arange(24.0).reshape(2, 3, 4)
+    store = PlacedStore(
+        {"a.0": Place(Arrays(s=stack), "s", 0), "a.1": Place(Arrays(s=stack), "s", 1)}
+    )
+    assert store.tensors["a.1"] == TensorInfo((3, 4), "float32")
+    assert np.shares_memory(store.read("a.1"), stack)
+    np.testing.assert_array_equal(store.read("a.1", (slice(1, 3),)), stack[1, 1:3])
+
+
+def joined(split, *shards):
+    return JoinedStore({"w": (split, [Place(Arrays(w=shard), "w") for shard in shards])})
+
+
+def test_gated_shards_are_joined_half_by_half():
+    store = joined(GATED_ROWS, [[1.0], [3.0]], [[2.0], [4.0]])
+    assert store.tensors["w"].shape == (4, 1)
+    assert store.read("w").ravel().tolist() == [1, 2, 3, 4]
+    assert store.read("w", (slice(1, 3),)).ravel().tolist() == [2, 3]
+
+
+def test_equal_nans_are_no_difference_between_ranks():
+    store = joined(REPLICATED, [np.nan, 1.0], [np.nan, 1.0])
+    assert store.tensors["w"].shape == (2,)
+    np.testing.assert_array_equal(store.read("w"), [np.nan, 1.0])
+    with pytest.raises(ContentError, match="rank 1 holds other values"):
+        joined(REPLICATED, [0.0], [-0.0]).read("w")
+
+
+def test_shards_of_different_shapes_are_refused():
+    with pytest.raises(ShapeError, match=r"\[1, 1\], float32 \[2, 1\]"):
+        joined(COLUMNS, [[1.0]], [[1.0], [2.0]])
+
+
+def test_a_vector_cannot_be_cut_by_columns():
+    with pytest.raises(ShapeError, match="cannot share out"):
+        joined(COLUMNS, [1.0], [2.0])
+
+
+def mapped(store, *plans, **shapes):
+    return MappedStore(store, plans, ARCH, shapes)
+
+
+def test_hugging_face_parts_become_one_tensor_of_the_padded_size():
+    gate, up = np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    store = Arrays(gate=gate, up=up, table=np.ones((3, 4), np.float32))
+    fused = TensorPlan("fc1", ("gate", "up"), FuseGateUp())
+    table = TensorPlan("embedding", ("table",), PadVocab())
+    mapping = mapped(store, fused, table, fc1=(4, 4), embedding=(4, 4))
+    assert mapping.tensors["fc1"] == TensorInfo((4, 4), "float32")
+    np.testing.assert_array_equal(mapping.read("fc1"), np.concatenate([gate, up]))
+    np.testing.assert_array_equal(mapping.read("embedding")[:, 0], [1, 1, 1, 0])
+    first, _ = mapping.read_runs("fc1")
+    assert np.shares_memory(first, store.arrays["gate"])
+
+
+def test_parts_of_different_dtypes_are_refused():
+    store = Arrays(gate=np.ones((2, 4)), up=np.ones((2, 4)))
+    store.tensors["up"] = TensorInfo((2, 4), "float16")
+    with pytest.raises(ContentError, match=r"gate, up become one tensor but .* float16, float32"):
+        mapped(store, TensorPlan("fc1", ("gate", "up"), FuseGateUp()), fc1=(4, 4))
