@@ -36,9 +36,9 @@ OURS = "nemoalign sft"
 
 def main() -> None:
     """Run the parts asked for; publish gpu_curve and gpu_speed."""
+    options = parser().parse_args()
     import torch
 
-    options = parser().parse_args()
     if not torch.cuda.is_available():
         sys.exit("This benchmark needs an NVIDIA GPU, and torch sees none.")
     if options.part in ("curve", "both"):

@@ -1,0 +1,89 @@
+"""What can be wrong in a benchmark without anybody noticing: its help, its arithmetic, its rows."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.commands import tiny
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The benchmarks' modules, which import one another as scripts of one folder do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "measures"),
+    [("sft_speed", "Tokens per second"), ("io_speed", "Seconds of"), ("gpu_sft", "loss curve")],
+)
+def test_a_benchmark_says_what_it_measures_without_importing_torch(name, measures):
+    imports = [sys.executable, "-X", "importtime", BENCHMARKS / f"{name}.py", "--help"]
+    said = subprocess.run(imports, capture_output=True, text=True, check=True)
+    assert measures in said.stdout
+    assert "| torch" not in said.stderr
+
+
+def test_operations_of_a_token_are_those_that_torch_counts(benchmark):
+    length, fields = 24, {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3}
+    fields |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(**fields, attn_implementation="eager"))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    forward = counter.get_total_flops() / length
+    masked = 2 * fields["num_hidden_layers"] * fields["hidden_size"] * length
+    per_token = benchmark("gpu_sft").flops_per_token(fields, length)
+    assert per_token == pytest.approx(3 * (forward - masked), rel=0.01)
+
+
+def test_a_row_of_the_peers_is_the_whole_conversation_and_its_answer_the_target(
+    benchmark, tmp_path
+):
+    tokenizer = tiny.make_tokenizer()
+    made = tiny.rows(5, seed=1)
+    path = tiny.write_rows(tmp_path / "rows.jsonl", [tiny.as_messages(row) for row in made])
+    rows = benchmark("rows").read_rows(path, tokenizer)
+    for row, source in zip(rows, made, strict=True):
+        answer = tokenizer.decode(row.tokens[-row.targets :])
+        prompt = tokenizer.decode(row.tokens[: -row.targets])
+        assert answer == source["output"] + "<|im_end|>"
+        assert prompt.endswith(f"{source['input']}<|im_end|>\n<|im_start|>assistant\n")
+    tokens, labels, mask = benchmark("rows").pad(rows)
+    assert mask.sum() == sum(len(row.tokens) for row in rows)
+    assert (labels != -100).sum() == sum(row.targets for row in rows)
+    assert torch.equal(labels[labels != -100], tokens[labels != -100])
+
+
+def test_a_ratio_compares_what_was_measured_in_the_same_round(benchmark):
+    sides = benchmark("side_by_side")
+    ours = [{"speed": 2.0}, {"speed": 30.0}, {"speed": 8.0}]
+    peer = [{"speed": 1.0}, {"speed": 10.0}, {"speed": 2.0}]
+    assert sides.ratio(ours, peer, "speed") == 3.0
+    assert sides.median(ours, "speed") == 8.0
+
+
+def test_a_command_is_measured_by_its_own_memory_and_its_output_kept(benchmark):
+    sides = benchmark("side_by_side")
+    finished = sides.run([sys.executable, "-c", "print(len(b'x' * (1 << 28)))"])
+    assert finished.stdout == f"{1 << 28}\n"
+    assert finished.peak_rss_bytes > 1 << 28
+    assert finished.seconds > 0
+    with pytest.raises(SystemExit, match="ended with 3"):
+        sides.run([sys.executable, "-c", "import sys; sys.exit(3)"])
