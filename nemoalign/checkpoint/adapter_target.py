@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import open_container
-from nemoalign.archive.store import checksum_array
+from nemoalign.archive.store import checksum_array, hash_array
 from nemoalign.archive.tar import TarWriter
 from nemoalign.archive.torch_file import TorchFile, write_torch_file
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME
@@ -52,6 +52,7 @@ def write_adapter(
         kind = options.written_dtype(info.dtype)
         tensors[PREFIX + name] = (options.cast(store.read(name), info.dtype, name), kind)
         account.record(name, {PREFIX + name: info.shape}, kind)
+        account.rows[-1]["sha256"] = [hash_array(tensors[PREFIX + name][0])]
     account.close()
     config = source.stored_config | {
         "tensor_model_parallel_size": 1,
@@ -69,8 +70,9 @@ def write_adapter(
             sums = {name: checksum_array(array) for name, (array, _) in tensors.items()}
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, sums, bar.advance)
-    reporter.say(f"{target}: {len(tensors)} adapter tensors")
-    report = report_of(source, target, options, began) | {"tensors": account.rows}
+        size = stage.stat().st_size
+    report = report_of(source, target, options, began)
+    report |= {"bytes": size, "tensors": account.rows}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report
 

@@ -61,7 +61,9 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     plans = tensor_plans(family, arch)
     copies = _check_tensors(store, plans, shapes, arch, family, vocab_size)
     weights = MappedStore(store, plans, arch, shapes)
-    config["precision"] = PRECISIONS.get(_main_dtype(weights), 32)
+    main_dtype = weights.tensors[EMBEDDING].dtype
+    config["precision"] = PRECISIONS.get(main_dtype, 32)
+    config["nemoalign"]["original_dtype"] = main_dtype
     return Source(
         path=container.path,
         kind="hf",
@@ -165,7 +167,3 @@ def _ignored(name: str, family: Family, copies: list[str]) -> bool:
     words = name.split(".")
     pattern = ".".join("{i}" if word.isdigit() else word for word in words)
     return name in copies or pattern in family.ignored_hf
-
-
-def _main_dtype(weights: MappedStore) -> str:
-    return weights.tensors[EMBEDDING].dtype

@@ -150,13 +150,10 @@ def nemo_config(
     return config | {"nemoalign": provenance(family, vocab_size)}
 
 
-def provenance(family: Family, vocab_size: int) -> dict[str, Any]:
-    """Return our own section of model_config.yaml, which NeMo ignores."""
-    return {
-        "version": nemoalign.__version__,
-        "family": family.name,
-        "vocab_size": vocab_size,
-    }
+def provenance(family: Family, vocab_size: int | None) -> dict[str, Any]:
+    """Return our own section of model_config.yaml, which NeMo ignores; an unknown size is left out."""
+    section: dict[str, Any] = {"version": nemoalign.__version__, "family": family.name}
+    return section if vocab_size is None else section | {"vocab_size": vocab_size}
 
 
 def tokenizer_section(

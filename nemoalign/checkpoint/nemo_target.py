@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nemoalign.archive.dist import DistStore
 from nemoalign.archive.dist_write import ChunkId, DistWriter
@@ -18,8 +18,8 @@ from nemoalign.checkpoint.layouts import WEIGHTS_FOLDER
 from nemoalign.checkpoint.nemo_config import PRECISIONS, provenance
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME, open_nemo
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
-from nemoalign.checkpoint.stores import MappedStore
-from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
+from nemoalign.checkpoint.stores import MappedStore, PlacedStore
+from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, real_vocabulary
 from nemoalign.checkpoint.writing import (
     REPORT_NAME,
     Account,
@@ -112,6 +112,8 @@ def _write_tensor(
         row += len(run)
     account.record(name, {key: shape}, options.written_dtype(kind))
     account.rows[-1] |= {"layer": layer, "bytes": sum(run.nbytes for run in runs)}
+    if isinstance(source.weights, MappedStore):
+        account.rows[-1]["hf"] = list(source.weights.hf_names(name))
 
 
 def runs_of(source: Source, name: str) -> tuple[Array, ...]:
@@ -146,11 +148,9 @@ def _config(source: Source, options: WriteOptions) -> dict[str, Any]:
         config["sequence_parallel"] = False
     if written != main or "precision" not in config:
         config["precision"] = PRECISIONS.get(written, 32)
-    kept = config.get("nemoalign") or {}
-    ours = provenance(source.family, source.vocab_size) | {"dtype": written}
-    if source.hf_config is not None and "original_dtype" not in kept:
-        ours["original_dtype"] = main
-    return config | {"nemoalign": kept | ours}
+    known = real_vocabulary(source.config, source.hf_config, source.files)
+    ours = provenance(source.family, known) | {"dtype": written}
+    return config | {"nemoalign": (config.get("nemoalign") or {}) | ours}
 
 
 def _total_bytes(source: Source, options: WriteOptions) -> int:
@@ -164,15 +164,15 @@ def _manifest(hashes: Mapping[ChunkId, str]) -> bytes:
     chunks: dict[str, list[dict[str, Any]]] = {}
     for (key, offsets), digest in hashes.items():
         chunks.setdefault(key, []).append({"offsets": list(offsets), "sha256": digest})
-    return json.dumps({"version": 1, "chunks": chunks}, indent=1).encode()
+    return json.dumps({"version": 1, "chunks": chunks}).encode()
 
 
 def _verify(stage: Path, sums: Mapping[ChunkId, int], advance: Any) -> None:
     """Open the finished archive as any reader would, and compare every chunk with its sum."""
     try:
-        container = open_container(stage)
-        open_nemo(container, "nemo")
-        store = DistStore(container.under(WEIGHTS_FOLDER))
+        opened = open_nemo(open_container(stage), "nemo")
+        store = cast("PlacedStore", opened.weights).place(EMBEDDING).store
+        assert isinstance(store, DistStore), "the archive was written as torch_dist"
     except NemoAlignError as error:
         raise VerificationError(f"What was written does not open: {error}") from error
     shapes = {(key, at): shape for key in store.tensors for at, shape in store.chunks(key)}

@@ -43,6 +43,10 @@ class PlacedStore:
         self._places = places
         self.tensors: Mapping[str, TensorInfo] = {n: place.info for n, place in places.items()}
 
+    def place(self, name: str) -> Place:
+        """Return where a tensor is."""
+        return self._places[name]
+
     def read(self, name: str, index: Index = ()) -> Array:
         """Return a tensor or a slice of it; no copy where the file allows."""
         return self._places[name].read(index)
@@ -109,6 +113,10 @@ class MappedStore:
         plan = self._plans[name]
         parts = [self._store.read(hf_name) for hf_name in plan.hf_names]
         return plan.op.to_megatron(parts, self._arch)[index]
+
+    def hf_names(self, name: str) -> tuple[str, ...]:
+        """Return the names of the Hugging Face tensors that a tensor is made of."""
+        return self._plans[name].hf_names
 
     def read_runs(self, name: str) -> tuple[Array, ...]:
         """Return the arrays that, stacked along dim 0, are the tensor, copying as little as possible."""

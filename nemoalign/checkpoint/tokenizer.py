@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nemoalign.archive.files import Region, open_container
 from nemoalign.checkpoint.hf_source import TOKENIZER_FILES, registered_tokenizer
@@ -40,7 +39,7 @@ def with_tokenizer(source: Source, path: Path | None) -> Source:
     config = source.config | {"tokenizer": section}
     stored = source.stored_config | {"tokenizer": section}
     rows = source.weights.tensors[EMBEDDING].shape[0]
-    size = real_vocabulary(_without_rows(config, source), source.hf_config, files)
+    size = real_vocabulary(config, source.hf_config, files)
     vocab_size, warning = checked_vocabulary(size, rows, str(source.path))
     return replace(
         source,
@@ -77,12 +76,3 @@ def _artifact_name(region: Region) -> str:
 
 def _kept(name: str) -> str:
     return f"{HF_FOLDER}{name}.json"
-
-
-def _without_rows(config: dict[str, Any], source: Source) -> dict[str, Any]:
-    """Forget a vocabulary that was only the number of rows, so that the tokenizer decides."""
-    recorded = config.get("nemoalign") or {}
-    rows = source.weights.tensors[EMBEDDING].shape[0]
-    if recorded.get("vocab_size") == rows and source.hf_config is None:
-        return config | {"nemoalign": {}}
-    return config

@@ -237,5 +237,8 @@ def prompt_template(config: Mapping[str, Any]) -> str | None:
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a conversion report as JSON."""
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a conversion report as JSON, one line per tensor."""
+    head = json.dumps({**report, "tensors": []}, indent=1, ensure_ascii=False)
+    rows = ",\n  ".join(json.dumps(row) for row in report["tensors"])
+    text = head.removesuffix("[]\n}") + f"[\n  {rows}\n ]\n}}\n"
+    path.write_text(text, encoding="utf-8")

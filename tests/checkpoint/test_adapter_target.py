@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 
@@ -24,6 +25,15 @@ def weights_in(archive, folder):
     file = folder / "model_weights.ckpt"
     with torch.serialization.safe_globals([io.BytesIO]):
         return torch.load(file, weights_only=True)
+
+
+def test_the_report_says_what_was_written(tmp_path, quiet):
+    report = convert(LORA, tmp_path / "copy.nemo", reporter=quiet)
+    state = weights_in(tmp_path / "copy.nemo", tmp_path / "ours")
+    assert report["bytes"] == (tmp_path / "copy.nemo").stat().st_size
+    for row in report["tensors"]:
+        (name,) = row["target"]
+        assert row["sha256"] == [hashlib.sha256(state[name].numpy().tobytes()).hexdigest()]
 
 
 def test_torch_reads_the_same_adapter_out_of_both_archives(tmp_path, quiet):

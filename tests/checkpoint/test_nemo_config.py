@@ -63,6 +63,7 @@ def test_our_own_section_names_family_and_vocabulary():
     section = provenance(FAMILY, 512)
     assert section["family"] == "llama"
     assert section["vocab_size"] == 512
+    assert "vocab_size" not in provenance(FAMILY, None)
 
 
 def test_a_tokenizer_of_the_hub_is_named_as_nemo_names_it():

@@ -58,6 +58,7 @@ def test_the_manifest_and_the_report_carry_the_sha256_of_every_tensor(nemo_llama
     ]
     assert fc1["sha256"] == expected
     assert fc1["target"] == {"model.decoder.layers.mlp.linear_fc1.weight": [96, 32]}
+    assert fc1["hf"] == [f"model.layers.2.mlp.{part}_proj.weight" for part in ("gate", "up")]
     chunks = manifest["chunks"]["model.decoder.layers.mlp.linear_fc1.weight"]
     assert [c["sha256"] for c in chunks if c["offsets"][0] == 2] == expected
 

@@ -33,6 +33,12 @@ def test_without_a_path_nothing_changes():
     assert with_tokenizer(source, None) is source
 
 
+def test_a_size_that_was_only_the_number_of_rows_is_not_recorded(folder, tmp_path, quiet):
+    convert(BARE, tmp_path / "bare.nemo", reporter=quiet)
+    assert open_source(tmp_path / "bare.nemo").warnings
+    assert with_tokenizer(open_source(tmp_path / "bare.nemo"), folder).vocab_size == 519
+
+
 def test_an_embedded_tokenizer_decides_the_vocabulary_and_travels(folder, tmp_path, quiet):
     convert(BARE, tmp_path / "m.nemo", WriteOptions(tokenizer=folder), reporter=quiet)
     source = open_source(tmp_path / "m.nemo")

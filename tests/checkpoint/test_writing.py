@@ -170,6 +170,7 @@ def test_a_report_says_what_became_of_what(tmp_path):
     assert report["source"]["layout"] == "single file"
     assert report["target"]["dtype"] == "bf16"
     assert report["prompt_template"] == "{input} {output}"
+    report["tensors"] = [{"source": "a", "target": {"b": [1]}}, {"source": "é", "target": {}}]
     write_report(tmp_path / "conversion.json", report)
     assert json.loads((tmp_path / "conversion.json").read_text()) == report
 
