@@ -7,7 +7,9 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -77,10 +79,15 @@ def main() -> NoReturn:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; nothing escapes as a traceback."""
+    """Run one command line and return its exit code."""
     follow_parent(os.environ)
+    return boundary(partial(_dispatch, list(arguments) or ["--help"]), arguments)
+
+
+def boundary(action: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Return the exit code of ``action``; whatever it raises becomes a sentence and an exit code."""
     try:
-        return _dispatch(list(arguments) or ["--help"])
+        return action()
     except NemoAlignError as error:
         detail = getattr(error, "detail", "") or traceback.format_exc()
         return _fail(arguments, str(error), type(error).__name__, error.exit_code, detail)
@@ -102,6 +109,8 @@ def _dispatch(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as error:
         raise ConfigError(_usage(error, arguments)) from error
+    if code == INTERRUPTED:  # typer has turned Ctrl-C into this
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
@@ -112,9 +121,11 @@ def _usage(error: Any, arguments: Sequence[str]) -> str:
     where = f"{PROGRAM} {arguments[0]}" if named else PROGRAM
     typed = getattr(error, "option_name", None)
     if typed is not None and hasattr(error, "possibilities"):
-        known = [name for param in context.command.params for name in param.opts] if context else []
-        close = difflib.get_close_matches(typed, known, n=1, cutoff=0.6)
-        hint = f"Did you mean {close[0]}?" if close else f"{where} --help lists the flags."
+        params = context.command.params if context else []
+        names = [name for param in params for name in (*param.opts, *param.secondary_opts)]
+        known = {name.lstrip("-"): name for name in names}
+        close = difflib.get_close_matches(typed.lstrip("-"), known, n=1, cutoff=0.6)
+        hint = f"Did you mean {known[close[0]]}?" if close else f"{where} --help lists the flags."
         return f"{where} has no flag {typed}. {hint}"
     text = " ".join(error.format_message().split()).rstrip(".?")
     end = "?" if "Did you mean" in text else "."
@@ -133,7 +144,7 @@ def _lack(error: BaseException) -> str | None:
 def _bug(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "nemoalign" in frame.filename] or list(frames)
-    where = f" ({os.path.basename(ours[-1].filename)}:{ours[-1].lineno})" if ours else ""  # noqa: PTH119
+    where = f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
     first = (str(error).strip() or "no message").splitlines()[0]
     return (
         f"This is a bug in {PROGRAM}: {type(error).__name__}: {first}{where}. "

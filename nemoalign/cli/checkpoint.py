@@ -113,10 +113,11 @@ class ExportFlags(WriteFlags):
 
 def convert(typed: Mapping[str, Any]) -> None:
     """Convert a checkpoint to a .nemo file or a Hugging Face directory."""
+    known = flags.read(ConvertFlags, typed)
+
     from nemoalign.checkpoint.convert import convert as convert_checkpoint
     from nemoalign.cli import show
 
-    known = flags.read(ConvertFlags, typed)
     reporter = show.make_reporter(quiet=known.quiet)
     report = convert_checkpoint(
         typed["source"], known.out, known.options(), to=known.to, reporter=reporter
@@ -126,10 +127,11 @@ def convert(typed: Mapping[str, Any]) -> None:
 
 def export(typed: Mapping[str, Any]) -> None:
     """Write a checkpoint as a Hugging Face directory, adapters merged."""
+    known = flags.read(ExportFlags, typed)
+
     from nemoalign.checkpoint.export import export as export_checkpoint
     from nemoalign.cli import show
 
-    known = flags.read(ExportFlags, typed)
     reporter = show.make_reporter(quiet=known.quiet)
     report = export_checkpoint(
         typed["source"], known.out, known.options(), adapter=known.adapter, reporter=reporter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -48,7 +47,7 @@ class Command(TyperCommand):
         super().__init__(*args, **known)
         for param in self.params:
             if param.name != HELP:
-                vars(param)["process_value"] = partial(_as_typed, param)
+                vars(param)["process_value"] = _as_typed
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write usage, what the command does, its options by panel, and examples."""
@@ -81,9 +80,8 @@ class Group(TyperGroup):
         _write_epilog(self, formatter)
 
 
-def _as_typed(param: Any, ctx: Any, value: Any) -> Any:
-    if param.required and param.value_is_missing(value):
-        return type(param).process_value(param, ctx, value)
+def _as_typed(ctx: Any, value: Any) -> Any:
+    del ctx
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -110,7 +108,7 @@ def _write_epilog(command: Any, formatter: Any) -> None:
 
 
 def _usage(argument: Any) -> str:
-    return argument.metavar if argument.required else f"[{argument.metavar}]..."
+    return argument.metavar if argument.nargs == 1 else f"[{argument.metavar}]..."
 
 
 def _names(param: Any) -> str:

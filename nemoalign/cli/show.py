@@ -128,7 +128,8 @@ def failure(message: str, *, is_error: bool) -> None:
     label = "error: " if is_error else ""
     if label and _coloured(sys.stderr):
         label = typer.style(label, fg="red", bold=True)
-    sys.stderr.write(f"{label}{message}\n")
+    rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+    sys.stderr.write(f"{rank}{label}{message}\n")
 
 
 def document(value: Any) -> None:

@@ -12,6 +12,7 @@ import typer
 from nemoalign.cli import flags
 from nemoalign.cli.help import HELP, Command, HelpOption
 from nemoalign.config.fields import Entry, PathKind, Section, setting
+from nemoalign.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class CommandSpec:
     summary: str
     panel: str
     example: str
+    """What to type after ``nemoalign <name>``."""
+    more_examples: Sequence[str] = ()
     positional: Positional
     entries: Sequence[Entry]
     run: Callable[[Mapping[str, Any]], None]
@@ -52,6 +55,10 @@ class CommandSpec:
         """Add the command to the program."""
 
         def command(**typed: Any) -> None:
+            if typed[self.positional.name] is None and not self.positional.is_list:
+                raise ConfigError(
+                    f"{self.positional.metavar} is missing. Type: nemoalign {self.name} {self.example}"
+                )
             self.run(typed)
 
         show_help = inspect.Parameter(
@@ -67,12 +74,15 @@ class CommandSpec:
             cls=Command,
             add_help_option=False,
             rich_help_panel=self.panel,
-            epilog=f"Example\n  nemoalign {self.name} {self.example}",
+            epilog="\n".join(["Examples", *self._examples()]),
         )(command)
+
+    def _examples(self) -> list[str]:
+        return [f"  nemoalign {self.name} {words}" for words in (self.example, *self.more_examples)]
 
     def _argument(self) -> inspect.Parameter:
         known = self.positional
-        kind: Any = list[str] | None if known.is_list else str
+        kind: Any = list[str] | None if known.is_list else str | None
         argument = typer.Argument(
             metavar=known.metavar,
             help=known.help,
@@ -82,6 +92,6 @@ class CommandSpec:
         return inspect.Parameter(
             known.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if known.is_list else inspect.Parameter.empty,
+            default=None,
             annotation=Annotated[kind, argument],
         )
