@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,22 +41,25 @@ STDERR_TAIL = 2000
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class _Report:
+    """The last words of a rank."""
+
+    message: str
+    exit_code: int
+    kind: str = "RankFailure"
+    detail: str = ""
+    seconds: float = 0.0
+
+
 class RankFailure(NemoAlignError):
     """A rank ended with something other than 0; carries its words and its exit code."""
 
-    def __init__(self, message: str, exit_code: int, detail: str = "") -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class _Report:
-    rank: int
-    seconds: float
-    exit_code: int
-    message: str
-    detail: str
+    def __init__(self, report: _Report) -> None:
+        super().__init__(report.message)
+        self.exit_code = report.exit_code
+        self.kind = report.kind
+        self.detail = report.detail
 
 
 def wanted_ranks(config: RunConfig, world: World | None, environ: Mapping[str, str]) -> int:
@@ -195,27 +198,26 @@ class _Ranks:
             return
         reports = sorted(_read_reports(self.directory), key=lambda r: (r.exit_code == 1, r.seconds))
         if reports:
-            first = reports[0]
-            raise RankFailure(first.message, first.exit_code, first.detail)
+            raise RankFailure(reports[0])
         rank = self.first_failure
         if rank is None:
             rank = next(i for i, code in enumerate(codes) if code)
-        raise self._silent_failure(rank, codes[rank])
+        raise RankFailure(self._silent(rank, codes[rank]))
 
-    def _silent_failure(self, rank: int, code: int) -> RankFailure:
-        """Return the failure of a rank that left no word: killed from outside, or crashed."""
+    def _silent(self, rank: int, code: int) -> _Report:
+        """Return what there is to say of a rank that left no word: killed from outside, or crashed."""
         detail = self._stderr_file(rank).read_text(errors="replace")[-STDERR_TAIL:]
         if code >= 0:
-            return RankFailure(f"rank {rank} ended with exit code {code}.", code, detail)
+            return _Report(f"rank {rank} ended with exit code {code}.", code, detail=detail)
         name = signal.Signals(-code).name
         if -code == signal.SIGKILL:
-            return RankFailure(
+            return _Report(
                 f"rank {rank} was killed ({name}), most likely because the machine ran out of "
                 "memory. Use fewer ranks, a smaller --mbs or --recompute full.",
                 ResourceError.exit_code,
-                detail,
+                detail=detail,
             )
-        return RankFailure(f"rank {rank} crashed ({name}).", 1, detail)
+        return _Report(f"rank {rank} crashed ({name}).", 1, detail=detail)
 
     def _stderr_file(self, rank: int) -> Path:
         return self.directory / f"rank{rank}.stderr"
@@ -242,22 +244,18 @@ class _Ranks:
                         process.send_signal(number)
 
 
-def report_failure(message: str, exit_code: int, detail: str, environ: Mapping[str, str]) -> bool:
+def report_failure(
+    message: str, exit_code: int, kind: str, detail: str, environ: Mapping[str, str]
+) -> bool:
     """Leave a rank's last words for the parent that started it; return False when there is none."""
     directory = environ.get(REPORTS)
     if directory is None:
         return False
     target = Path(directory) / f"rank{environ['RANK']}.json"
-    words = {
-        "rank": int(environ["RANK"]),
-        "seconds": time.time(),
-        "exit_code": exit_code,
-        "message": message,
-        "detail": detail,
-    }
+    words = _Report(message, exit_code, kind, detail, time.time())
     with suppress(OSError):  # a parent that is gone has taken the directory along
         temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(words))
+        temporary.write_text(json.dumps(asdict(words)))
         temporary.replace(target)
     return True
 

@@ -23,7 +23,7 @@ follow_parent(os.environ)
 rank = int(os.environ["RANK"])
 folder = Path(sys.argv[1])
 def fail(message, code):
-    report_failure(message, code, "the traceback", os.environ)
+    report_failure(message, code, "DataError", "the traceback", os.environ)
     sys.exit(code)
 (folder / f"started{rank}").write_text(str(os.getpid()))
 while len(list(folder.glob("started*"))) < int(os.environ["WORLD_SIZE"]):
@@ -72,7 +72,7 @@ print("output of", rank)
 def test_the_first_rank_that_fails_ends_the_others_and_its_words_win(ranks, tmp_path):
     failure = failure_of(ranks, 'fail("train.jsonl line 3 is bad.", 8) if rank else time.sleep(60)')
     assert (str(failure), failure.exit_code) == ("train.jsonl line 3 is bad.", 8)
-    assert failure.detail == "the traceback"
+    assert (failure.kind, failure.detail) == ("DataError", "the traceback")
     assert not any(alive(tmp_path, rank) for rank in (0, 1))
 
 

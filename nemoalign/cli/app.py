@@ -90,7 +90,8 @@ def boundary(action: Callable[[], int], arguments: Sequence[str]) -> int:
         return action()
     except NemoAlignError as error:
         detail = getattr(error, "detail", "") or traceback.format_exc()
-        return _fail(arguments, str(error), type(error).__name__, error.exit_code, detail)
+        kind = getattr(error, "kind", type(error).__name__)
+        return _fail(arguments, str(error), kind, error.exit_code, detail)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, "Interrupted.", "KeyboardInterrupt", INTERRUPTED, "")
     except (MemoryError, OSError) as error:
@@ -154,7 +155,7 @@ def _bug(error: BaseException) -> str:
 
 def _fail(arguments: Sequence[str], message: str, kind: str, code: int, detail: str) -> int:
     """Say what went wrong, on stderr and with --json on stdout too; return the exit code."""
-    if report_failure(message, code, detail, os.environ):
+    if report_failure(message, code, kind, detail, os.environ):
         return code
     from nemoalign.cli import show
 

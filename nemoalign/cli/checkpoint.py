@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nemoalign.cli import flags
 from nemoalign.cli.spec import CommandSpec, Positional, Talk
-from nemoalign.config.fields import setting
+from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
     from nemoalign.checkpoint.writing import WriteOptions
@@ -44,12 +44,8 @@ class WriteFlags(Talk):
     overwrite: bool = setting(
         False, "Replace DST when it exists.", flag="--overwrite", panel=OUTPUT
     )
-    dtype: str = setting(
-        "keep",
-        "Element type of the weights.",
-        flag="--dtype",
-        choices=("keep", "fp32", "bf16", "fp16"),
-        panel=TARGET,
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = setting(
+        "keep", "Element type of the weights.", flag="--dtype", panel=TARGET
     )
     tokenizer: Path | None = setting(
         None,
@@ -59,12 +55,8 @@ class WriteFlags(Talk):
         shown="the source's",
         panel=TARGET,
     )
-    verify: str = setting(
-        "hash",
-        "Read the output back and compare every tensor.",
-        flag="--verify",
-        choices=("none", "hash"),
-        panel=TARGET,
+    verify: Literal["none", "hash"] = setting(
+        "hash", "Read the output back and compare every tensor.", flag="--verify", panel=TARGET
     )
 
     def options(self) -> WriteOptions:
@@ -83,11 +75,10 @@ class WriteFlags(Talk):
 class ConvertFlags(WriteFlags):
     """Flags of convert."""
 
-    to: str = setting(
+    to: Literal["auto", "nemo", "hf"] = setting(
         "auto",
         "Form of DST.",
         flag="--to",
-        choices=("auto", "nemo", "hf"),
         shown="auto, .nemo if DST ends so, else Hugging Face",
         panel=TARGET,
     )
@@ -97,7 +88,7 @@ class ConvertFlags(WriteFlags):
 class ExportFlags(WriteFlags):
     """Flags of export."""
 
-    to: str = setting("hf", "Form of DST.", flag="--to", choices=("hf",), panel=TARGET)
+    to: Literal["hf"] = setting("hf", "Form of DST.", flag="--to", panel=TARGET)
     adapter: Path | None = setting(
         None,
         "LoRA adapter to merge.",
@@ -160,7 +151,7 @@ COMMANDS = (
         panel=PANEL,
         example="SmolLM2-135M-Instruct/ -o m.nemo",
         positional=SOURCE,
-        entries=flags.entries_of(ConvertFlags),
+        entries=own_settings(ConvertFlags),
         run=convert,
     ),
     CommandSpec(
@@ -169,7 +160,7 @@ COMMANDS = (
         panel=PANEL,
         example="run/ -o hf/ --merge",
         positional=SOURCE,
-        entries=flags.entries_of(ExportFlags),
+        entries=own_settings(ExportFlags),
         run=export,
     ),
 )

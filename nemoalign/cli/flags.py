@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -19,12 +18,11 @@ from typing import (
     cast,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 import typer
 
-from nemoalign.config.fields import Entry, Setting
+from nemoalign.config.fields import Entry, own_settings
 from nemoalign.config.values import Reject, plain
 from nemoalign.errors import ConfigError
 
@@ -32,16 +30,6 @@ if TYPE_CHECKING:
     from nemoalign.cli.spec import CommandSpec
 
 T = TypeVar("T")
-
-
-def entries_of(cls: type[Any]) -> list[Entry]:
-    """Return the settings of one flat dataclass of flags, in order."""
-    hints = get_type_hints(cls)
-    return [
-        Entry(f.name, hints[f.name], None if f.default is MISSING else f.default, known)
-        for f in fields(cls)
-        if isinstance(known := f.metadata.get("setting"), Setting)
-    ]
 
 
 def parameter(entry: Entry) -> inspect.Parameter:
@@ -85,7 +73,7 @@ def read(cls: type[T], typed: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: in the words typed, for a flag that is missing or has a wrong value.
     """
-    entries = entries_of(cls)
+    entries = own_settings(cls)
     values = given(entries, typed)
     made: dict[str, Any] = {}
     for entry in entries:

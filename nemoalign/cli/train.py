@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nemoalign.cli import flags
 from nemoalign.cli.spec import CommandSpec, Positional, Talk
 from nemoalign.config.algorithms import ALGORITHMS, AlgorithmRow
-from nemoalign.config.fields import setting
+from nemoalign.config.fields import own_settings, setting
 from nemoalign.errors import SourceError
 from nemoalign.log import speaking_rank
 
@@ -78,7 +78,7 @@ def _spec(row: AlgorithmRow) -> CommandSpec:
             is_list=True,
             panel=PANEL,
         ),
-        entries=[*settings, *flags.entries_of(TrainFlags)],
+        entries=[*settings, *own_settings(TrainFlags)],
         run=partial(_run, row),
     )
 

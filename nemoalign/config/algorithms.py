@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
 from nemoalign.config.schema import RunConfig
@@ -40,11 +40,10 @@ class AlgorithmRow:
 class SftSettings(AlgorithmSettings):
     """Supervised fine-tuning."""
 
-    mask: str = setting(
+    mask: Literal["assistant", "completion", "none"] = setting(
         "assistant",
         "Which tokens count: every assistant turn, only the last answer, or (none) all of them.",
         flag="--mask",
-        choices=("assistant", "completion", "none"),
         panel="Loss",
     )
 

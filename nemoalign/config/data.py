@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nemoalign.config.fields import Section, section, setting
 from nemoalign.config.values import DataFile
@@ -42,7 +43,7 @@ class TrainData(Section):
         "Fields to cut in a row that is too long, commas between them.",
         shown="input, else the template's first field",
     )
-    truncation_method: str = setting("right", "Which end is cut.", choices=("left", "right"))
+    truncation_method: Literal["left", "right"] = setting("right", "Which end is cut.")
     add_bos: bool = setting(False, "Start a row with the tokenizer's beginning-of-text token.")
     add_eos: bool = setting(True, "End an answer with the tokenizer's end-of-text token.")
     add_sep: bool = setting(False, "Put NeMo's separator (id 0) between prompt and answer.")
@@ -76,10 +77,9 @@ class DataConfig(Section):
     chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
-    format: str = setting(
+    format: Literal["auto", "messages", "prompt-response", "prompt-completion"] = setting(
         "auto",
         "What the rows are; auto tells it by the fields of the first one.",
         flag="--format",
-        choices=("auto", "messages", "prompt-response", "prompt-completion"),
         panel="Checkpoint and data",
     )

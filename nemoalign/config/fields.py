@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, cast, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from nemoalign.config.values import Reject, convert
 from nemoalign.errors import ConfigError
@@ -94,10 +95,11 @@ class Section:
     """A dataclass of settings: constructing one checks the bounds of its own fields."""
 
     def __post_init__(self) -> None:
-        for name, known in own_settings(type(self)):
-            problem = known.reject(getattr(self, name))
+        for entry in own_settings(type(self)):
+            value = getattr(self, entry.key)
+            problem = entry.setting.reject(value)
             if problem:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it {problem}.")
+                raise ConfigError(f"{entry.key} is {value!r}; it {problem}.")
 
 
 @dataclass(frozen=True)
@@ -130,28 +132,38 @@ class Entry:
         return value
 
 
-def own_settings(cls: type[Any]) -> Iterator[tuple[str, Setting]]:
-    """Yield the settings of one section, without those of the sections inside it."""
-    for f in fields(cls):
-        known = f.metadata.get("setting")
-        if isinstance(known, Setting):
-            yield f.name, known
+@cache
+def own_settings(cls: type[Any]) -> tuple[Entry, ...]:
+    """Return the settings of one section by field name, without those of the sections inside it.
+
+    A field whose type is a ``Literal`` of words has these words as its choices.
+    """
+    hints = get_type_hints(cls)
+    return tuple(
+        Entry(f.name, hints[f.name], f.default, _with_choices(known, hints[f.name]))
+        for f in fields(cls)
+        if isinstance(known := f.metadata.get("setting"), Setting)
+    )
+
+
+def _with_choices(known: Setting, hint: Any) -> Setting:
+    if known.choices is None and get_origin(hint) is Literal:
+        return replace(known, choices={word: word for word in get_args(hint)})
+    return known
 
 
 def settings_of(
     cls: type[Any], algorithm: str, own: type[Any], prefix: str = ""
 ) -> Iterator[Entry]:
-    """Yield every setting of the tree ``cls``, in order.
+    """Yield every setting of the tree ``cls`` by dotted key, in order.
 
     ``own`` is the algorithm's section, which takes the place of ``AlgorithmSettings``.
     """
-    hints = get_type_hints(cls)
+    settings = {entry.key: entry for entry in own_settings(cls)}
     for f in fields(cls):
         key = prefix + tree_key(f.name, f.metadata.get("key"), algorithm)
-        known = f.metadata.get("setting")
-        if isinstance(known, Setting):
-            assert f.default is not MISSING, f"{key} needs a default"
-            yield Entry(key, hints[f.name], f.default, known)
+        if f.name in settings:
+            yield replace(settings[f.name], key=key)
         elif "section" in f.metadata:
             inner = own if f.metadata["section"] is AlgorithmSettings else f.metadata["section"]
             yield from settings_of(inner, algorithm, own, f"{key}.")

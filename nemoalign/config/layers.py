@@ -122,8 +122,6 @@ def read_text(text: str, entry: Entry | None, parse: Callable[[str], Any]) -> An
 
 def _is_text(entry: Entry) -> bool:
     kinds = {entry.type, *get_args(entry.type)}
-    if entry.setting.choices is not None:
-        return str in kinds and tuple[str, ...] != entry.type
     return bool(kinds & {str, Path, Every, Duration, DataFile}) and tuple[str, ...] != entry.type
 
 

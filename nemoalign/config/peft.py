@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nemoalign.config.fields import Section, section, setting
 
@@ -48,9 +49,9 @@ class LoraTuning(Section):
         panel="LoRA",
     )
     adapter_dropout: float = setting(0.0, "Dropout inside the adapters.", at_least=0, below=1)
-    dropout_position: str = setting("post", "Where that dropout acts.", choices=("pre", "post"))
-    column_init_method: str = setting(
-        "xavier", "How the first factor starts.", choices=("xavier", "kaiming", "normal")
+    dropout_position: Literal["pre", "post"] = setting("post", "Where that dropout acts.")
+    column_init_method: Literal["xavier", "kaiming", "normal"] = setting(
+        "xavier", "How the first factor starts."
     )
 
 
@@ -58,7 +59,9 @@ class LoraTuning(Section):
 class Peft(Section):
     """Which weights are trained."""
 
-    peft_scheme: str = setting("none", "What is trained.", choices=("none", "lora"))
+    peft_scheme: Literal["none", "lora"] = setting(
+        "none", "What is trained: none is all weights, lora is adapters."
+    )
     restore_from_path: Path | None = setting(
         None,
         "Trained adapters to go on from.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nemoalign.config.data import DataConfig
 from nemoalign.config.fields import AlgorithmSettings, Section, section, setting
@@ -153,7 +154,7 @@ class ModelConfig(Section):
     )
     hidden_dropout: float = setting(0.0, "Dropout after attention and MLP.", at_least=0, below=1)
     attention_dropout: float = setting(0.0, "Dropout of attention weights.", at_least=0, below=1)
-    activations_checkpoint_granularity: str | None = setting(
+    activations_checkpoint_granularity: Literal["selective", "full"] | None = setting(
         None,
         "Recompute activations in the backward pass to save memory.",
         flag="--recompute",

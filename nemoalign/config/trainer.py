@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nemoalign.config.fields import Section, section, setting
 from nemoalign.config.values import Duration, Every
@@ -68,11 +69,10 @@ class TrainerConfig(Section):
         shown="every GPU; on CPU tp x pp",
         panel="Parallelism",
     )
-    precision: str = setting(
+    precision: Literal["bf16", "fp32"] = setting(
         "bf16",
         "Arithmetic of the model; master weights and the optimizer are fp32 in both.",
         flag="--precision",
-        choices=("bf16", "fp32"),
         panel="Batches and length",
     )
     loop: LoopConfig = section(LoopConfig, key="{algorithm}")

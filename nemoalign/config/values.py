@@ -6,7 +6,7 @@ import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 
 class Reject(ValueError):
@@ -126,6 +126,8 @@ def convert(value: Any, target: Any) -> Any:
         return _first_that_fits(value, [a for a in arguments if a is not type(None)])
     if origin is tuple:
         return _tuple(value, arguments)
+    if origin is Literal:
+        return _one_of(value, arguments)
     if hasattr(target, "parse"):
         return target.parse(value)
     return _CONVERTERS[target](value)
@@ -163,6 +165,13 @@ def _tuple(value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             raise Reject(f"must have {len(arguments)} values")
         return tuple(convert(item, kind) for item, kind in zip(items, arguments, strict=True))
     return tuple(convert(item, arguments[0]) for item in items)
+
+
+def _one_of(value: Any, words: tuple[Any, ...]) -> Any:
+    text = _text(value)
+    if text not in words:
+        raise Reject(f"must be one of {', '.join(words)}")
+    return text
 
 
 def _boolean(value: Any) -> bool:

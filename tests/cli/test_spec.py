@@ -5,10 +5,9 @@ from pathlib import Path
 
 import typer
 
-from nemoalign.cli import flags
 from nemoalign.cli.help import Group
 from nemoalign.cli.spec import CommandSpec, Positional, Talk
-from nemoalign.config.fields import setting
+from nemoalign.config.fields import own_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ def typed_by(*arguments: str, is_list: bool = False) -> dict:
         panel="Doing",
         example="x -o y",
         positional=Positional(name="thing", metavar="THING", help="A thing.", is_list=is_list),
-        entries=flags.entries_of(Flags),
+        entries=own_settings(Flags),
         run=lambda typed: seen.append(dict(typed)),
     )
     app = typer.Typer(cls=Group, rich_markup_mode=None)
