@@ -106,9 +106,7 @@ class _Merge:
             self.names.check(layer)
         typed = flags_layer(flags, self.entries)
         self._refuse_two_voices(layers[-1], typed)
-        given = stack([*layers, typed])
-        # Null for a setting that has no null means "not given", as in NeMo's own files.
-        return {key: value for key, value in given.items() if not self._is_nothing(key, value)}
+        return stack([*(self._without_nothing(layer) for layer in layers), typed])
 
     def read_checkpoint(
         self, upper: Mapping[str, Given], checkpoint: ReadCheckpoint | None
@@ -157,8 +155,13 @@ class _Merge:
             complaint = self.names.complaint(key, value, source, str(reason))
             raise ConfigError(complaint) from reason
 
+    def _without_nothing(self, layer: Layer) -> Layer:
+        """Return a layer without null where null is no value; as in NeMo's files it is not given."""
+        kept = {key: v for key, v in layer.values.items() if not self._is_nothing(key, v)}
+        return Layer(kept, layer.dropped)
+
     def _is_nothing(self, key: str, given: Given) -> bool:
-        """True for null where null is no value: a section, or a setting that is always something."""
+        """True for null of a section, or of a setting that is always something."""
         if given.value is not None:
             return False
         entry = self.entries.get(key)

@@ -175,6 +175,8 @@ def test_null_means_what_it_means_in_nemo(tmp_path):
     assert config.model.peft.peft_scheme == "none"
     assert config.trainer.loop.gradient_clip_val == 0
     assert config.model.seed == 1234
+    later = merge(tmp_path, ["model: {seed: 5}", "model: {seed: null}"])
+    assert later.config.model.seed == 5
 
 
 def test_another_algorithm_s_section_is_an_unknown_key(tmp_path):
