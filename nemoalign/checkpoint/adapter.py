@@ -9,6 +9,7 @@ import numpy as np
 
 from nemoalign.archive.dtypes import Array, cast
 from nemoalign.archive.store import Index, TensorInfo, TensorStore
+from nemoalign.checkpoint.settings import section, text, whole_number
 from nemoalign.checkpoint.source import AdapterInfo
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
@@ -46,22 +47,25 @@ def read_adapter(
     """
     if not tensors.tensors:
         return None
-    peft = config.get("peft") or {}
-    tuning = peft.get("lora_tuning") or {}
+    tuning = section(config, "peft", "lora_tuning")
     ranks = {info.shape[0] for name, info in tensors.tensors.items() if "linear_in" in name}
-    dim = int(tuning.get("adapter_dim") or max(ranks, default=0))
+    dim = whole_number(tuning, "adapter_dim", where) or max(ranks, default=0)
     if ranks != {dim}:
         raise ShapeError(
             f"{where} records LoRA rank {dim} (peft.lora_tuning.adapter_dim), but its matrices "
             f"have rank {', '.join(map(str, sorted(ranks))) or 'none'}."
         )
     alpha = tuning.get("alpha")
-    targets = tuning.get("target_modules") or ()
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
+        raise ContentError(
+            f"{where} has alpha {alpha!r:.60} (peft.lora_tuning), which is no number."
+        )
+    targets = tuning.get("target_modules")
     adapter = AdapterInfo(
         dim=dim,
         alpha=float(dim if alpha is None else alpha),
-        targets=tuple(map(str, targets)),
-        base=config.get("restore_from_path") or None,
+        targets=tuple(map(str, targets)) if isinstance(targets, list) else (),
+        base=text(config, "restore_from_path"),
         weights=tensors,
     )
     shapes = expected_shapes(arch, vocab_rows=1)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemoalign.checkpoint.nemo_source import HF_FOLDER
+from nemoalign.checkpoint.settings import read_architecture, section, text
 from nemoalign.checkpoint.source import EMBEDDING, Source
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, read_sentencepiece
 from nemoalign.checkpoint.writing import WriteOptions
-from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, NemoAlignError
 from nemoalign.families.registry import nearest_family
 from nemoalign.weights.config_rules import hf_fields, nemo_fields
@@ -63,8 +63,8 @@ def _config(source: Source, dtype: str) -> tuple[dict[str, Any] | None, str | No
     if original is None:
         return _new_config(source, fields, dtype), None
     changed = _changed_fields(source, fields)
-    recorded = source.config.get("nemoalign") or {}
-    was = recorded.get("original_dtype") or source.weights.tensors[EMBEDDING].dtype
+    recorded = text(section(source.config, "nemoalign"), "original_dtype")
+    was = recorded or source.weights.tensors[EMBEDDING].dtype
     if dtype != was:
         changed["torch_dtype"] = dtype
     if not changed:
@@ -80,7 +80,7 @@ def _changed_fields(source: Source, fields: Mapping[str, Any]) -> dict[str, Any]
     family = source.family
     fixed = {name: allowed[0] for name, allowed in family.fixed.items()}
     try:
-        arch = Architecture.from_nemo(fixed | nemo_fields(family.config, original))
+        arch = read_architecture(fixed | nemo_fields(family.config, original), CONFIG)
     except NemoAlignError:
         return dict(fields)
     before = hf_fields(family.config, arch) | {"vocab_size": original.get("vocab_size")}
@@ -124,9 +124,9 @@ def _special_ids(source: Source) -> dict[str, int | None]:
 
 
 def _sentencepiece_file(source: Source) -> bytes | None:
-    section = source.config.get("tokenizer") or {}
-    value = section.get("model") or section.get("tokenizer_model") or ""
-    region = source.files.get(str(value).removeprefix("nemo:"))
+    settings = section(source.config, "tokenizer")
+    value = text(settings, "model") or text(settings, "tokenizer_model") or ""
+    region = source.files.get(value.removeprefix("nemo:"))
     return None if region is None else region.read(MAX_FILE_BYTES)
 
 
@@ -146,19 +146,17 @@ def _tokenizer(source: Source) -> dict[str, bytes]:
             ("bos_token", model.bos_id),
             ("eos_token", model.eos_id),
         ):
-            config[name] = model.pieces[token_id] if token_id >= 0 else None
+            known = 0 <= token_id < len(model.pieces)
+            config[name] = model.pieces[token_id] if known else None
         return {"tokenizer.model": content, "tokenizer_config.json": _json(config)}
-    section = source.config.get("tokenizer") or {}
+    settings = section(source.config, "tokenizer")
     names = {"vocab.json": "vocab_file", "merges.txt": "merge_file"}
-    found = {n: source.files.get(_member(section.get(key))) for n, key in names.items()}
+    members = {n: (text(settings, key) or "").removeprefix("nemo:") for n, key in names.items()}
+    found = {name: source.files.get(member) for name, member in members.items()}
     files = {n: region.read(MAX_FILE_BYTES) for n, region in found.items() if region is not None}
     if len(files) == len(names):
         return files | {"tokenizer_config.json": _json({"tokenizer_class": "GPT2Tokenizer"})}
     return {}
-
-
-def _member(value: Any) -> str:
-    return str(value or "").removeprefix("nemo:")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

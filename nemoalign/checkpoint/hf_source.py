@@ -12,6 +12,7 @@ from nemoalign.archive.safetensors import SafetensorsStore
 from nemoalign.archive.store import TensorStore
 from nemoalign.checkpoint.nemo_config import PRECISIONS, nemo_config, tokenizer_section
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
+from nemoalign.checkpoint.settings import read_architecture, whole_number
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
 from nemoalign.checkpoint.stores import MappedStore, Place, PlacedStore
 from nemoalign.checkpoint.vocabulary import (
@@ -52,10 +53,12 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     where = str(container.path)
     hf_config = read_json_object(container.member("config.json"), f"{where}: config.json")
     family = family_for_hf(hf_config)
+    vocab_size = whole_number(hf_config, "vocab_size", "config.json")
+    if vocab_size is None:
+        raise ContentError(f"{where}: config.json has no vocab_size.")
     files = kept_files(container)
     config = _config(family, hf_config, files, container.path.resolve().name)
-    arch = Architecture.from_nemo(config)
-    vocab_size = int(hf_config["vocab_size"])
+    arch = read_architecture(config, f"{where}: config.json")
     store = SafetensorsStore(container)
     shapes = expected_shapes(arch, arch.padded_vocab_size(vocab_size))
     plans = tensor_plans(family, arch)

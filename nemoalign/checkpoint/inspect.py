@@ -13,6 +13,7 @@ from typing import Any
 from nemoalign.archive.files import Region
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, tokenizer_size
 from nemoalign.checkpoint.writing import prompt_template
@@ -55,7 +56,7 @@ def inspect_source(source: Source) -> dict[str, Any]:
         "size_bytes": _size_bytes(source.path),
         "tokenizer": _tokenizer(source),
         "prompt_template": prompt_template(config),
-        "chat_prompt_tokens": (config.get("data") or {}).get("chat_prompt_tokens"),
+        "chat_prompt_tokens": dict(section(config, "data", "chat_prompt_tokens")) or None,
         "chat_template": _chat_template(source),
         "training": _training(source),
         "adapter": _adapter(source),
@@ -69,7 +70,7 @@ def template_of(source: Source) -> str:
     Raises:
         ContentError: when the checkpoint records none.
     """
-    tokens = (source.config.get("data") or {}).get("chat_prompt_tokens")
+    tokens = section(source.config, "data", "chat_prompt_tokens")
     found = prompt_template(source.config) if not tokens else _chat_example(tokens)
     found = found or _chat_template(source)
     if not found:
@@ -165,16 +166,16 @@ def _size_bytes(path: Path) -> int:
 
 
 def _tokenizer(source: Source) -> dict[str, Any]:
-    section = source.config.get("tokenizer") or {}
+    settings = section(source.config, "tokenizer")
     files = sorted(name for name in source.files if not name.endswith("config.json"))
     files += sorted(n for n in source.files if n.endswith("tokenizer_config.json"))
     fast = source.files.get(f"{HF_FOLDER}tokenizer.json")
     countable = fast is None or fast.size <= _LARGE_TOKENIZER
     return {
-        "library": section.get("library"),
-        "type": section.get("type"),
+        "library": settings.get("library"),
+        "type": settings.get("type"),
         "files": files,
-        "vocab": tokenizer_size(section, source.files) if countable else None,
+        "vocab": tokenizer_size(settings, source.files) if countable else None,
     }
 
 
@@ -188,8 +189,8 @@ def _chat_template(source: Source) -> str | None:
         return None
     template = read_json_object(source.files[name], f"{source.path}: {name}").get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 
@@ -209,8 +210,8 @@ def _chat_example(tokens: Mapping[str, str]) -> str:
 
 def _training(source: Source) -> dict[str, Any]:
     config = source.config
-    trained = bool(config.get("restore_from_path") or (config.get("data") or {}).get("train_ds"))
-    optim = (config.get("optim") or {}) if trained else {}  # else a template's, never used
+    trained = config.get("restore_from_path") or section(config, "data", "train_ds")
+    optim = section(config, "optim") if trained else {}  # else a template's, never used
     told = {
         "target": config.get("target"),
         "nemo_version": config.get("nemo_version"),

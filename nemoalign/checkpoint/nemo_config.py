@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import nemoalign
+from nemoalign.checkpoint.settings import whole_number
 from nemoalign.checkpoint.vocabulary import SentencePieces
 from nemoalign.errors import ContentError
 from nemoalign.weights.config_rules import nemo_fields
@@ -134,9 +135,9 @@ def nemo_config(
     Raises:
         ContentError: when config.json asks for something a ``.nemo`` cannot represent.
     """
-    vocab_size = hf_config.get("vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise ContentError(f"config.json has vocab_size {vocab_size!r}, which is no size.")
+    vocab_size = whole_number(hf_config, "vocab_size", "config.json")
+    if vocab_size is None:
+        raise ContentError("config.json has no vocab_size.")
     fixed = {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
     fields = fixed | nemo_fields(family.config, hf_config)
     config = fields | copy.deepcopy(dict(_SETTINGS)) | {"tokenizer": dict(tokenizer)}

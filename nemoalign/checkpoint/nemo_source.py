@@ -12,6 +12,7 @@ from nemoalign.archive.files import Container, Region
 from nemoalign.checkpoint.adapter import read_adapter
 from nemoalign.checkpoint.canonical import check_tensors
 from nemoalign.checkpoint.layouts import Weights, open_weights
+from nemoalign.checkpoint.settings import read_architecture, section
 from nemoalign.checkpoint.source import EMBEDDING, Source
 from nemoalign.checkpoint.vocabulary import checked_vocabulary, real_vocabulary
 from nemoalign.config.architecture import Architecture
@@ -46,7 +47,7 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
     where = str(container.path)
     stored, config = _read_configs(container)
     _refuse_other_models(config, where)
-    arch = Architecture.from_nemo(config)
+    arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
     weights = open_weights(container, arch)
     files = _files(container, config)
     hf_config = _hf_config(files, where)
@@ -123,12 +124,8 @@ def _check(
 
 def _files(container: Container, config: Mapping[str, Any]) -> dict[str, Region]:
     """Return the tokenizer's files and those of the original Hugging Face model, by member name."""
-    section = config.get("tokenizer") or {}
-    named = {
-        value.removeprefix("nemo:")
-        for value in section.values()
-        if isinstance(value, str) and value
-    }
+    values = section(config, "tokenizer").values()
+    named = {value.removeprefix("nemo:") for value in values if isinstance(value, str)}
     return {
         name: region
         for name, region in container.members.items()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemoalign.archive.files import Region
-from nemoalign.errors import ContentError
+from nemoalign.checkpoint.settings import section, whole_number
+from nemoalign.errors import ContentError, SourceError
 
 MAX_FILE_BYTES = 256 << 20
 NO_TOKENIZER = (
@@ -38,16 +39,19 @@ def real_vocabulary(
     """Return the size of the real vocabulary, or None when nothing in the checkpoint tells.
 
     The original config.json comes first, then what we or the person recorded, then the tokenizer.
+
+    Raises:
+        ContentError: when a recorded size is no size.
     """
-    recorded = config.get("nemoalign") or {}
-    for holder, name in (
-        (hf_config or {}, "vocab_size"),
-        (recorded, "vocab_size"),
-        (config, "override_vocab_size"),
+    for holder, name, where in (
+        (hf_config or {}, "vocab_size", "config.json"),
+        (section(config, "nemoalign"), "vocab_size", "model_config.yaml"),
+        (config, "override_vocab_size", "model_config.yaml"),
     ):
-        if holder.get(name):
-            return int(holder[name])
-    return tokenizer_size(config.get("tokenizer") or {}, files)
+        found = whole_number(holder, name, where)
+        if found is not None:
+            return found
+    return tokenizer_size(section(config, "tokenizer"), files)
 
 
 def checked_vocabulary(found: int | None, rows: int, where: str) -> tuple[int, str | None]:
@@ -66,21 +70,34 @@ def checked_vocabulary(found: int | None, rows: int, where: str) -> tuple[int, s
     return found, None
 
 
-def tokenizer_size(section: Mapping[str, Any], files: Mapping[str, Region]) -> int | None:
+def tokenizer_size(settings: Mapping[str, Any], files: Mapping[str, Region]) -> int | None:
     """Return the number of ids of the tokenizer a ``tokenizer`` section names, or None."""
     if "hf/tokenizer.json" in files:
         return fast_tokenizer_size(files["hf/tokenizer.json"].read(MAX_FILE_BYTES))
-    library = section.get("library")
-    sentencepiece = library == "sentencepiece" or section.get("type") == "GPTSentencePieceTokenizer"
+    library = settings.get("library")
+    sentencepiece = (
+        library == "sentencepiece" or settings.get("type") == "GPTSentencePieceTokenizer"
+    )
     if sentencepiece:
-        region = _artifact(section.get("model") or section.get("tokenizer_model"), files)
+        region = _artifact(settings.get("model") or settings.get("tokenizer_model"), files)
         model = read_sentencepiece(region.read(MAX_FILE_BYTES)) if region else None
-        return None if model is None else _with_special_tokens(model.pieces, section)
+        return None if model is None else _with_special_tokens(model.pieces, settings)
     if library == "megatron":
-        region = _artifact(section.get("vocab_file"), files)
-        if region is not None:
-            return _with_special_tokens(json.loads(region.read(MAX_FILE_BYTES)), section)
+        region = _artifact(settings.get("vocab_file"), files)
+        return None if region is None else _with_special_tokens(_vocabulary(region), settings)
     return None
+
+
+def _vocabulary(region: Region) -> Mapping[str, Any]:
+    try:
+        vocabulary = json.loads(region.read(MAX_FILE_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{region.path}: the tokenizer's vocabulary is damaged: {error}"
+        ) from error
+    if not isinstance(vocabulary, dict):
+        raise SourceError(f"{region.path}: the tokenizer's vocabulary is no JSON object.")
+    return vocabulary
 
 
 def fast_tokenizer_size(content: bytes) -> int | None:
@@ -118,12 +135,12 @@ def _artifact(value: Any, files: Mapping[str, Region]) -> Region | None:
     return files.get(value.removeprefix("nemo:")) if isinstance(value, str) else None
 
 
-def _with_special_tokens(known: Any, section: Mapping[str, Any]) -> int:
+def _with_special_tokens(known: Any, settings: Mapping[str, Any]) -> int:
     """NeMo appends special tokens past the vocabulary unless they are in it already."""
-    special = section.get("special_tokens") or []
-    values = list(special.values()) if isinstance(special, Mapping) else list(special)
-    values += list(section.get("additional_special_tokens") or [])
-    return len(known) + len({str(value) for value in values if value} - set(known))
+    named = section(settings, "special_tokens").values()
+    lists = (settings.get(name) for name in ("special_tokens", "additional_special_tokens"))
+    listed = [value for values in lists if isinstance(values, list) for value in values]
+    return len(known) + len({str(value) for value in (*named, *listed) if value} - set(known))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -19,6 +19,7 @@ import numpy as np
 import nemoalign
 from nemoalign.archive.dtypes import Array, cast
 from nemoalign.archive.store import checksum_array
+from nemoalign.checkpoint.settings import section, text
 from nemoalign.checkpoint.source import EMBEDDING, Source
 from nemoalign.errors import (
     ConfigError,
@@ -232,13 +233,12 @@ def report_of(source: Source, target: Path, options: WriteOptions, began: float)
 
 def prompt_template(config: Mapping[str, Any]) -> str | None:
     """Return the prompt template a model was fine-tuned with, where its configuration records one."""
-    data = config.get("data") or {}
-    return (data.get("train_ds") or {}).get("prompt_template")
+    return text(section(config, "data", "train_ds"), "prompt_template")
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Write a conversion report as JSON, one line per tensor."""
     head = json.dumps({**report, "tensors": []}, indent=1, ensure_ascii=False)
     rows = ",\n  ".join(json.dumps(row) for row in report["tensors"])
-    text = head.removesuffix("[]\n}") + f"[\n  {rows}\n ]\n}}\n"
-    path.write_text(text, encoding="utf-8")
+    whole = head.removesuffix("[]\n}") + f"[\n  {rows}\n ]\n}}\n"
+    path.write_text(whole, encoding="utf-8")

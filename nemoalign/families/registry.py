@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import nemoalign.families
 from nemoalign.config.architecture import Architecture
@@ -30,7 +30,7 @@ def family_for_hf(config: Mapping[str, Any]) -> Family:
     Raises:
         ContentError: when no family knows it.
     """
-    architectures: list[str] = config.get("architectures") or []
+    architectures = _architectures(config)
     model_type = config.get("model_type")
     for family in families():
         if any(name in family.hf_architectures for name in architectures):
@@ -53,10 +53,15 @@ def family_for_nemo(
     arch = Architecture.from_nemo(config)
     if hf_config is not None:
         for family in families():
-            named = set(hf_config.get("architectures") or ()) & set(family.hf_architectures)
+            named = set(_architectures(hf_config)) & set(family.hf_architectures)
             if named and not family.differences(arch):
                 return family
     return next(family for family in families() if not family.differences(arch))
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names: Any = config.get("architectures")
+    return [str(name) for name in cast("list[Any]", names)] if isinstance(names, list) else []
 
 
 def nearest_family(arch: Architecture) -> tuple[Family, list[str]]:

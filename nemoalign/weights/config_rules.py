@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
@@ -176,9 +176,11 @@ def normal_form(config: Fields) -> dict[str, Any]:
         ContentError: when the rope parameters differ between kinds of layers.
     """
     fields = dict(config)
-    parameters: Fields = fields.pop("rope_parameters", None) or {}
-    scaling: Fields | None = fields.get("rope_scaling")
-    rope = dict(scaling or parameters)  # transformers 5 lets the old name win
+    parameters: Any = fields.pop("rope_parameters", None) or {}
+    scaling: Any = fields.get("rope_scaling") or parameters  # transformers 5: the old name wins
+    if not isinstance(scaling, Mapping):
+        raise ContentError(f"config.json has rope_scaling {scaling!r:.60}, which is no mapping.")
+    rope = dict(cast("Fields", scaling))
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise ContentError(
             "config.json has different rope_parameters for different kinds of layers, which a "
@@ -212,7 +214,7 @@ def nemo_fields(rules: Sequence[ConfigRule], hf: Fields) -> dict[str, Any]:
     sources: dict[str, str] = {}
     for rule in rules:
         source = str(getattr(rule, "hf", type(rule).__name__.lower()))
-        for name, value in rule.to_nemo(normal).items():
+        for name, value in _derived(rule, normal, source).items():
             if name in fields and fields[name] != value:
                 raise ContentError(
                     f"config.json has {sources[name]} {fields[name]} but {source} {value}; a .nemo "
@@ -220,6 +222,15 @@ def nemo_fields(rules: Sequence[ConfigRule], hf: Fields) -> dict[str, Any]:
                 )
             fields[name], sources[name] = value, source
     return fields
+
+
+def _derived(rule: ConfigRule, normal: Fields, source: str) -> dict[str, Any]:
+    try:
+        return rule.to_nemo(normal)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+        raise ContentError(
+            f"config.json has values for {source} that no model has: {error}"
+        ) from error
 
 
 def hf_fields(rules: Sequence[ConfigRule], arch: Architecture) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nemoalign.checkpoint.vocabulary import (
     real_vocabulary,
     tokenizer_size,
 )
-from nemoalign.errors import ContentError
+from nemoalign.errors import ContentError, SourceError
 from tests.checkpoint.models import FIXTURES, tokenizer_json
 
 MODEL = FIXTURES / "hf_llama/tokenizer.model"
@@ -90,3 +90,11 @@ def test_rows_are_the_last_resort_and_the_limit():
     assert "convert m.nemo -o NEW.nemo --tokenizer" in warning
     with pytest.raises(ContentError, match="641 tokens but only 640 rows"):
         checked_vocabulary(641, 640, "m")
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "\x00"])
+def test_a_damaged_vocabulary_is_refused(content, tmp_path):
+    (tmp_path / "vocab.json").write_text(content)
+    section = {"library": "megatron", "vocab_file": "v"}
+    with pytest.raises(SourceError, match="vocabulary is"):
+        tokenizer_size(section, {"v": region(tmp_path / "vocab.json")})

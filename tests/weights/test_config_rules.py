@@ -160,3 +160,17 @@ def test_rules_write_every_field_of_config_json():
         "num_key_value_heads": 8,
         "head_dim": 8,
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"rope_scaling": "linear"}, "rope_scaling 'linear', which is no mapping"),
+        ({"rope_scaling": {"rope_type": []}}, "rope type"),
+        ({"hidden_size": 64, "num_attention_heads": {}, "head_dim": 4}, "no model has"),
+        ({"hidden_size": 64}, "no model has"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_a_sentence(config, match):
+    with pytest.raises(ContentError, match=match):
+        nemo_fields((Rope(), Heads()), config)
