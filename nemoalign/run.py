@@ -29,7 +29,7 @@ from nemoalign.checkpoint.open import Source, open_source
 from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.architecture import Architecture
-from nemoalign.config.check import check_complete, check_length
+from nemoalign.config.check import check_complete
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.errors import ConflictError
 from nemoalign.log import PlainReporter, speaking_rank
@@ -79,18 +79,18 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     # An adapter as --ckpt means the model it makes of its base; --adapter goes on training one.
     source = with_adapter(opened, None, Path("OUT"))
     arch = Architecture.from_nemo(merged.checkpoint_config)
-    for warning in check_length(config, arch, source.arch.encoder_seq_length):
-        reporter.warn(warning)
     layout = ParallelLayout(
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         tp=config.model.tensor_model_parallel_size,
         pp=config.model.pipeline_model_parallel_size,
+        cp=config.model.context_parallel_size,
+        ep=config.model.expert_model_parallel_size,
         vp=config.model.virtual_pipeline_model_parallel_size,
         sequence_parallel=config.model.sequence_parallel,
     )
     layout.check(arch)
     layout.num_microbatches(config.model.global_batch_size, config.model.micro_batch_size)
-    tokenizer = build_tokenizer(source.files, source.config.get("tokenizer") or {})
+    tokenizer = build_tokenizer(source.files, merged.checkpoint_config.get("tokenizer") or {})
     inputs = read_inputs(config, tokenizer)
     for line in inputs.report():
         reporter.say(line)
@@ -165,7 +165,7 @@ def _already_finished(merged: Merged) -> dict[str, Any] | None:
     directory = _run_directory(merged.config)
     if manager.overwrite:
         return None
-    check_continues(directory, merged.tree, merged.algorithm)
+    check_continues(directory, merged.to_yaml(), merged.algorithm)
     if not manager.resume_if_exists and find_last(directory / "checkpoints") is not None:
         raise ConflictError(
             f"{directory} holds a run already and --no-resume forbids continuing it. "
@@ -196,11 +196,11 @@ def _assemble(
         made.arch,
         made.source.vocab_size,
         made.layout,
-        precision=config.trainer.precision,  # pyright: ignore[reportArgumentType]
+        precision=config.trainer.precision,
         settings=ModelSettings(
             hidden_dropout=config.model.hidden_dropout,
             attention_dropout=config.model.attention_dropout,
-            recompute=config.model.activations_checkpoint_granularity or "none",  # pyright: ignore[reportArgumentType]
+            recompute=config.model.activations_checkpoint_granularity or "none",
             seed=config.model.seed,
         ),
         lora=lora,
@@ -252,9 +252,9 @@ def _lora(config: RunConfig) -> LoraSettings | None:
         adapter_dim=tuning.adapter_dim,
         alpha=tuning.alpha,
         adapter_dropout=tuning.adapter_dropout,
-        dropout_position=tuning.dropout_position,  # pyright: ignore[reportArgumentType]
+        dropout_position=tuning.dropout_position,
         target_modules=tuning.target_modules,
-        column_init_method=tuning.column_init_method,  # pyright: ignore[reportArgumentType]
+        column_init_method=tuning.column_init_method,
     )
 
 

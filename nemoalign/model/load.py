@@ -7,7 +7,7 @@ How a parameter is cut is marked on the parameter itself (megatron-core's ``part
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,14 +195,3 @@ def _as_torch(array: Array, dtype: str) -> Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array)
     return tensor.view(_VIEWS[dtype]) if dtype in _VIEWS else tensor
-
-
-def as_raw(tensor: Tensor) -> Array:
-    """Return a tensor's elements as raw storage on the CPU: bf16 as uint16. Inverse of loading."""
-    tensor = tensor.detach().contiguous().cpu()
-    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def dtype_names() -> Mapping[torch.dtype, str]:
-    """Return torch's element types under the names the archive room uses."""
-    return {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}

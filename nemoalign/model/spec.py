@@ -106,7 +106,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
-        bias_dropout_fusion=backend.name == "cuda",
+        bias_dropout_fusion=backend.can_compile,
         persist_layer_norm=False,
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,

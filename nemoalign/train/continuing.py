@@ -28,13 +28,12 @@ FREE_LIMITS = (
     "max_steps",
     "val_check_interval",
     "save_interval",
-    "limit_val_batches",
 )
 """Keys of the loop's own section, ``trainer.<algorithm>``, that only say how far and how often."""
 
 
-def check_continues(directory: Path, tree: Mapping[str, Any], algorithm: str) -> None:
-    """Refuse to continue a run whose configuration is another one.
+def check_continues(directory: Path, config_yaml: str, algorithm: str) -> None:
+    """Refuse to continue a run whose ``config.yaml`` is not ``config_yaml``, layout and limits aside.
 
     Raises:
         ConflictError: naming every differing key with both values and the two ways out.
@@ -43,7 +42,7 @@ def check_continues(directory: Path, tree: Mapping[str, Any], algorithm: str) ->
     if not written.exists():
         return
     before = _flat(load_checkpoint_config(written.read_text(encoding="utf-8"), str(written)))
-    now = _flat(tree)
+    now = _flat(load_checkpoint_config(config_yaml, "this run's settings"))
     free = FREE + tuple(f"trainer.{algorithm}.{name}" for name in FREE_LIMITS)
     differing = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
@@ -59,11 +58,11 @@ def check_continues(directory: Path, tree: Mapping[str, Any], algorithm: str) ->
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys; lists as tuples, so that both sides compare alike."""
+    """Return dotted keys; null is the same as absent."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
+            flat[f"{prefix}{name}"] = value
     return flat

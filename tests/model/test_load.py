@@ -5,7 +5,7 @@ import torch
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.forward import forward_logits
-from nemoalign.model.load import as_raw, load_weights, local_tensors
+from nemoalign.model.load import load_weights, local_tensors
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from tests.model import tiny
@@ -33,7 +33,9 @@ def _loaded(layout, arch, arrays):
     with start(layout, seed=1):
         chunks = _load(layout, arch, tiny.Store(arrays))
         filled = all(not p.isnan().any() for chunk in chunks for p in chunk.parameters())
-        tensors = {t.name: (t.split, as_raw(t.parameter)) for t in local_tensors(chunks, layout)}
+        tensors = {
+            t.name: (t.split, t.parameter.detach().numpy()) for t in local_tensors(chunks, layout)
+        }
         return filled, tensors
 
 

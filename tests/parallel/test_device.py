@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 import types
@@ -25,6 +26,16 @@ def _in_a_new_process(code: str) -> str:
 def test_without_cuda_the_backend_is_the_cpu_with_gloo():
     backend = select_backend()
     assert (backend.name, backend.device.type, backend.comm) == ("cpu", "cpu", "gloo")
+
+
+def test_freed_tensors_are_reused_instead_of_mapped_again():
+    select_backend()
+    elements = 16 << 20
+    del_me = torch.ones(elements)
+    del del_me
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(elements)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < elements * 4 / 4096 / 10
 
 
 def test_optimizer_scope_names_types_as_cuda_does_and_only_inside():

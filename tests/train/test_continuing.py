@@ -15,12 +15,12 @@ def _started(directory, **changes):
 
 
 def test_a_directory_without_a_run_is_free(tmp_path) -> None:
-    check_continues(tmp_path, TREE, "sft")
+    check_continues(tmp_path, yaml.safe_dump(TREE), "sft")
 
 
 def test_the_same_settings_go_on(tmp_path) -> None:
     _started(tmp_path)
-    check_continues(tmp_path, TREE, "sft")
+    check_continues(tmp_path, yaml.safe_dump(TREE), "sft")
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_the_same_settings_go_on(tmp_path) -> None:
 )
 def test_layout_limits_and_output_may_change(tmp_path, change) -> None:
     _started(tmp_path)
-    check_continues(tmp_path, {**TREE, **change}, "sft")
+    check_continues(tmp_path, yaml.safe_dump({**TREE, **change}), "sft")
 
 
 def test_another_learning_rate_is_refused_with_both_values_and_both_ways_out(tmp_path) -> None:
     _started(tmp_path)
     changed = {**TREE, "model": {**TREE["model"], "optim": {"lr": 2e-4, "betas": [0.9, 0.98]}}}
     with pytest.raises(ConflictError) as caught:
-        check_continues(tmp_path, changed, "sft")
+        check_continues(tmp_path, yaml.safe_dump(changed), "sft")
     message = str(caught.value)
     assert "model.optim.lr was 0.0001 and is 0.0002" in message
     assert f"--config {tmp_path / 'config.yaml'}" in message
