@@ -22,6 +22,10 @@ run() { # show a command as one would type it, then run it
     "$@"
 }
 
+command -v nemoalign >/dev/null || {
+    echo "nemoalign is not installed in this environment. Type: make quickstart" >&2
+    exit 7
+}
 rm -rf "$out"
 mkdir -p "$out"
 
@@ -32,7 +36,7 @@ run nemoalign convert "$cache/SmolLM2-135M-Instruct" -o $out/smollm2.nemo
 run nemoalign inspect $out/smollm2.nemo
 run nemoalign sft --ckpt $out/smollm2.nemo --data "$cache/train.jsonl" --val "$cache/val.jsonl" -o $out/run \
     --lora 16 --lora-targets all --precision bf16 --devices 1 \
-    --lr 1e-3 --schedule constant --gbs 8 --max-steps 20
+    --lr 1e-3 --schedule constant --gbs 8 --mbs 2 --max-steps 28
 run nemoalign export $out/run/megatron_gpt_sft.nemo --merge -o $out/smollm2-tuned
 run python $here/ask.py $out/smollm2-tuned 'What is the capital of France?'
 run python $here/held_out.py $out/run/metrics.jsonl "$cache/train.jsonl" "$cache/val.jsonl"
