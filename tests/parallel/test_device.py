@@ -30,12 +30,13 @@ def test_without_cuda_the_backend_is_the_cpu_with_gloo():
 
 def test_freed_tensors_are_reused_instead_of_mapped_again():
     select_backend()
-    elements = 16 << 20
-    del_me = torch.ones(elements)
-    del del_me
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(elements)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < elements * 4 / 4096 / 10
+    elements, faults = 16 << 20, []
+    for _ in range(12):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(elements)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    # Mapped afresh, each of its 16384 pages would fault every time; the heap has yet to grow at first.
+    assert min(faults) < 100
 
 
 def test_optimizer_scope_names_types_as_cuda_does_and_only_inside():
