@@ -159,11 +159,12 @@ class Trainer:
         if self.validation is None:
             return
         parts = []
-        total = len(self.validation.rows)
-        with self.reporter.progress("validating", total, "rows") as bar:
+        left = len(self.validation.rows)
+        with self.reporter.progress("validating", left, "rows") as bar:
             for micro_batches in self.validation.once():
                 parts += self.learner.evaluate(micro_batches)
-                bar.advance(self.settings.global_batch_size)
+                bar.advance(min(left, self.settings.global_batch_size))
+                left -= self.settings.global_batch_size
         names = self.learner.algorithm.metric_names
         means = reduce_means(parts, names, self.learner.backend.device)
         self.progress.val_metrics = {f"val_{name}": value for name, value in means.items()}

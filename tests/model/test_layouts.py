@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from nemoalign.config.architecture import Architecture
 from nemoalign.model.build import ModelSettings
 from nemoalign.parallel.layout import ParallelLayout
 from tests.model import tiny
 from tests.model.runs import Job, Result, assert_gradients, joined, one_step
+from tests.model.test_spec import COMMON, FAMILIES, family_canonical, family_model
 
 LAYOUTS = {
     "tp2": ParallelLayout(2, tp=2),
@@ -67,6 +69,23 @@ def test_every_layout_equals_transformers(two_ranks, layout, tied):
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("name", ["tp2", "tp2 sequence parallel", "pp2"])
+@pytest.mark.parametrize("family", ["gpt2 learned positions", "qwen3 head norms"])
+def test_biases_positions_and_head_norms_equal_transformers_too(two_ranks, family, name):
+    config, fields = FAMILIES[family]
+    model = family_model(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    arch = Architecture(**{**COMMON, **fields})
+    batches = [tiny.batch(2, 12, seed=s, ignored=3 + s) for s in range(2)]
+    arrays = family_canonical(model.state_dict(), arch)
+    logprobs, grads = reference(model, batches)
+    results = two_ranks.run(one_step, LAYOUTS[name], Job(arch, arrays, batches))
+    _assert_equal(LAYOUTS[name], results, logprobs, family_canonical(grads, arch))
+
+
+@pytest.mark.dist
 def test_recompute_changes_nothing_under_sequence_parallelism(two_ranks):
     layout = LAYOUTS["tp2 sequence parallel"]
     job, logprobs, grads = _job(settings=ModelSettings(recompute="full"))
@@ -94,3 +113,23 @@ def test_dropout_is_recomputed_as_it_was_drawn(two_ranks):
         job, _, _ = _job(settings=settings, steps=1)
         norms.append(two_ranks.run(one_step, layout, job)[0].grad_norm)
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    job, _, grads = _job()
+    without = sum((grad**2).sum() for grad in grads.values()) ** 0.5
+    assert norms[0] != pytest.approx(without, rel=1e-3)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["tp2 sequence parallel", "pp2", "dp2"])
+def test_bf16_steps_follow_fp32_within_its_rounding(two_ranks, name):
+    layout = LAYOUTS[name]
+    exact, _, _ = _job(steps=2)
+    rounded, _, _ = _job(steps=2, precision="bf16")
+    expected = one_step(ParallelLayout(1), exact)
+    results = two_ranks.run(one_step, layout, rounded)
+    # Summed log-probs: equal on tp ranks, on the last stage only, and shared out over dp ranks.
+    losses = results[-1].losses
+    if layout.dp == 2:
+        losses = [a + b for a, b in zip(results[0].losses, losses, strict=True)]
+    assert losses == pytest.approx(expected.losses, rel=2e-2)
+    assert results[0].grad_norm == pytest.approx(expected.grad_norm, rel=2e-2)
+    assert expected.losses[1] > expected.losses[0]

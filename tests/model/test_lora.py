@@ -76,9 +76,9 @@ def _merged_llama(model, arch, adapters):
     return model
 
 
-def _job(**options):
+def _job(*, tied=False, **options):
     """A job with trained adapters, and what the merged model of transformers makes of it."""
-    model = tiny.llama(layers=4)
+    model = tiny.llama(layers=4, tied=tied)
     arch = tiny.architecture(model.config)
     arrays = tiny.weights(model, arch)
     adapters = _trained_adapters(arch, arrays)
@@ -109,9 +109,10 @@ def test_adapters_compute_what_the_merged_weights_compute(recompute):
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_adapters_in_every_layout_equal_the_merged_weights(two_ranks, layout):
-    job, logprobs, expected = _job()
+def test_adapters_in_every_layout_equal_the_merged_weights(two_ranks, layout, tied):
+    job, logprobs, expected = _job(tied=tied)
     _assert_equal(layout, two_ranks.run(one_step, layout, job), logprobs, expected)
 
 

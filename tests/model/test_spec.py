@@ -133,7 +133,7 @@ FAMILIES = {
 }
 
 
-def _model(config):
+def family_model(config):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
@@ -187,7 +187,7 @@ RENAMES = {
 PACKED = (".q_proj.", ".k_proj.", ".v_proj.", ".gate_proj.", ".up_proj.")
 
 
-def _canonical(hf, arch: Architecture) -> dict[str, np.ndarray]:
+def family_canonical(hf, arch: Architecture) -> dict[str, np.ndarray]:
     """Rename and pack any of the families above."""
     hf = _gpt2_names(hf) if "transformer.wte.weight" in hf else dict(hf)
     if arch.share_embeddings_and_output_weights:
@@ -215,12 +215,12 @@ def _canonical(hf, arch: Architecture) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("family", FAMILIES, ids=FAMILIES)
 def test_logits_are_those_of_transformers(family):
     config, fields = FAMILIES[family]
-    model = _model(config)
+    model = family_model(config)
     arch = Architecture(**{**COMMON, **fields})
     tokens = torch.randint(0, tiny.VOCAB, (2, 23), generator=torch.Generator().manual_seed(4))
     positions = torch.arange(23).expand(2, 23)
     batch = SimpleNamespace(tokens=tokens, labels=tokens, position_ids=positions)
-    arrays = _canonical(model.state_dict(), arch)
+    arrays = family_canonical(model.state_dict(), arch)
     with start(ONE, seed=1), torch.no_grad():
         chunks = build_model(arch, tiny.VOCAB, ONE, precision="fp32", settings=ModelSettings())
         load_weights(chunks, tiny.Store(arrays), arch, ONE, tiny.VOCAB)
