@@ -18,6 +18,8 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 20
 """Elements of an operand widened at a time (4 MiB), so that fp32 copies stay in the cache."""
 
+NARROW_ROWS = 2
+
 
 def lacks_bf16_products() -> bool:
     """True when this CPU has no fast bf16 matrix product of its own."""
@@ -40,7 +42,9 @@ def multiply_bf16_in_fp32() -> torch.library.Library:
 
 
 def _mm(torch_mm: Any, keys: Any, a: Tensor, b: Tensor) -> Tensor:
-    if a.dtype is not torch.bfloat16:
+    # A row or two against a weight is bound by reading the weight, which bf16 halves: decoding.
+    is_narrow = a.shape[0] <= NARROW_ROWS and b.stride(0) == 1
+    if a.dtype is not torch.bfloat16 or is_narrow:
         return torch_mm(keys, a, b)
     return _product(a, b, a.new_empty(a.shape[0], b.shape[1]))
 

@@ -7,7 +7,15 @@ from torch.nn import functional
 
 from nemoalign.parallel.cpu_bf16 import lacks_bf16_products, multiply_bf16_in_fp32
 
-SHAPES = [(1, 7, 5), (33, 70, 20), (5, 40, 5000), (5000, 40, 5), (20, 70000, 33)]
+SHAPES = [
+    (1, 7, 5),
+    (2, 3000, 50),
+    (3, 7, 5),
+    (33, 70, 20),
+    (5, 40, 5000),
+    (5000, 40, 5),
+    (20, 70000, 33),
+]
 
 
 @pytest.fixture(autouse=True)
