@@ -49,6 +49,8 @@ from nemoalign.train.provenance import run_config_yaml
 from nemoalign.train.records import RunDirectory
 
 if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
     from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
@@ -192,24 +194,7 @@ def _assemble(
     """Build model, learner, feeds and loop."""
     config = merged.config
     lora = _lora(config)
-    chunks = build_model(
-        made.arch,
-        made.source.vocab_size,
-        made.layout,
-        precision=config.trainer.precision,
-        settings=ModelSettings(
-            hidden_dropout=config.model.hidden_dropout,
-            attention_dropout=config.model.attention_dropout,
-            recompute=config.model.activations_checkpoint_granularity or "none",
-            seed=config.model.seed,
-        ),
-        lora=lora,
-    )
-    weights = made.source.weights
-    if config.model.peft.restore_from_path is not None:
-        assert lora is not None, "check_rules refuses --adapter without --lora"
-        weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
-    load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
+    chunks = _loaded_model(config, made, lora)
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     learner = Learner(
         chunks,
@@ -242,6 +227,29 @@ def _assemble(
         records=records,
         reporter=reporter,
     )
+
+
+def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
+    """Build this rank's part of the model and fill it from the checkpoint."""
+    chunks = build_model(
+        made.arch,
+        made.source.vocab_size,
+        made.layout,
+        precision=config.trainer.precision,
+        settings=ModelSettings(
+            hidden_dropout=config.model.hidden_dropout,
+            attention_dropout=config.model.attention_dropout,
+            recompute=config.model.activations_checkpoint_granularity or "none",
+            seed=config.model.seed,
+        ),
+        lora=lora,
+    )
+    weights = made.source.weights
+    if config.model.peft.restore_from_path is not None:
+        assert lora is not None, "check_rules refuses --adapter without --lora"
+        weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
+    load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
+    return chunks
 
 
 def _lora(config: RunConfig) -> LoraSettings | None:

@@ -76,25 +76,9 @@ def transformer_config(
     settings: ModelSettings,
 ) -> TransformerConfig:
     """Return megatron-core's configuration of ``arch`` for this device and layout."""
-    normalization, stored_minus_one = _NORMALIZATIONS[arch.normalization.lower()]
     dtype = DTYPES[precision]
     config = TransformerConfig(
-        num_layers=arch.num_layers,
-        hidden_size=arch.hidden_size,
-        ffn_hidden_size=arch.ffn_hidden_size,
-        num_attention_heads=arch.num_attention_heads,
-        num_query_groups=arch.query_groups,
-        kv_channels=arch.head_dim,
-        normalization=normalization,
-        layernorm_zero_centered_gamma=stored_minus_one or arch.layernorm_zero_centered_gamma,
-        layernorm_epsilon=arch.layernorm_epsilon,
-        activation_func=activation_function(arch),
-        gated_linear_unit=arch.gated,
-        add_bias_linear=arch.bias,
-        add_qkv_bias=arch.qkv_bias,
-        qk_layernorm=arch.qk_layernorm,
-        rotary_interleaved=arch.rotary_interleaved,
-        window_size=arch.window_size,
+        **_architecture_options(arch),
         hidden_dropout=settings.hidden_dropout,
         attention_dropout=settings.attention_dropout,
         params_dtype=dtype,
@@ -120,6 +104,29 @@ def transformer_config(
     # The spec's own activation module is used; its constructor check knows TE's functions only.
     config.use_te_activation_func = True
     return config
+
+
+def _architecture_options(arch: Architecture) -> dict[str, Any]:
+    """Return megatron-core's fields that a checkpoint fixes."""
+    normalization, stored_minus_one = _NORMALIZATIONS[arch.normalization.lower()]
+    return {
+        "num_layers": arch.num_layers,
+        "hidden_size": arch.hidden_size,
+        "ffn_hidden_size": arch.ffn_hidden_size,
+        "num_attention_heads": arch.num_attention_heads,
+        "num_query_groups": arch.query_groups,
+        "kv_channels": arch.head_dim,
+        "normalization": normalization,
+        "layernorm_zero_centered_gamma": stored_minus_one or arch.layernorm_zero_centered_gamma,
+        "layernorm_epsilon": arch.layernorm_epsilon,
+        "activation_func": activation_function(arch),
+        "gated_linear_unit": arch.gated,
+        "add_bias_linear": arch.bias,
+        "add_qkv_bias": arch.qkv_bias,
+        "qk_layernorm": arch.qk_layernorm,
+        "rotary_interleaved": arch.rotary_interleaved,
+        "window_size": arch.window_size,
+    }
 
 
 def _recompute_options(settings: ModelSettings) -> dict[str, Any]:

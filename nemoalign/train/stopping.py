@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What SLURM and people send; a second one ends the process at once, as it would without us."""
@@ -17,7 +18,7 @@ class StopRequest:
     def __init__(self, max_seconds: int | None) -> None:
         self.signalled = False
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
@@ -37,7 +38,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
