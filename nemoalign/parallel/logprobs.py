@@ -15,7 +15,9 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 20
-"""Logits widened to fp32 at a time."""
+"""Logits widened to fp32 at a time on a CPU: what its cache holds."""
+GPU_CHUNK_ELEMENTS = 1 << 26
+"""The same on a GPU, where every chunk costs a handful of kernel launches."""
 
 
 def vocab_parallel_logprobs(
@@ -108,6 +110,7 @@ def _row_peaks(real: Tensor, shard: _Shard) -> Tensor:
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     """Yield slices of rows small enough to widen."""
-    step = max(1, CHUNK_ELEMENTS // max(logits.shape[1], 1))
+    elements = CHUNK_ELEMENTS if logits.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    step = max(1, elements // max(logits.shape[1], 1))
     for start in range(0, logits.shape[0], step):
         yield slice(start, start + step)
