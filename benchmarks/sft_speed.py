@@ -25,6 +25,10 @@ NEMOALIGN = "nemoalign sft"
 def main() -> None:
     """Measure the sides and publish sft_speed.json and .md."""
     options = parser().parse_args()
+    if not options.model.exists():
+        sys.exit(
+            f"{options.model} is not there yet: run python examples/quickstart/fetch.py first."
+        )
     sides = {
         NEMOALIGN: partial(nemoalign_side, options),
         "plain transformers": partial(peer_side, options, sys.executable, "plain_transformers.py"),
@@ -197,8 +201,4 @@ def markdown(
 
 
 if __name__ == "__main__":
-    if not (PROJECT / ".cache").exists():
-        sys.exit(
-            "The model and rows are not there yet: run python examples/quickstart/fetch.py first."
-        )
     main()

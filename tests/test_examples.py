@@ -62,7 +62,12 @@ def sbatch(
         "PROCID": 0,
     }
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+        # VENV reaches here from `make test VENV=dir`; the script would put its programs first.
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if name != "VENV" and not name.startswith("SLURM")
+        },
         **{f"SLURM_{name}": str(value) for name, value in slurm.items()},
         **{name: str(value) for name, value in variables.items()},
         "PATH": f"{cluster}{os.pathsep}{os.environ['PATH']}",
