@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from side_by_side import CACHE, PROJECT, WORK, Finished, in_turn, median, publish, ratio, run, table
+from side_by_side import CACHE, WORK, Finished, in_turn, median, publish, ratio, run, table
 
 HERE = Path(__file__).parent
 NEMOALIGN = "nemoalign sft"
