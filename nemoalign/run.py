@@ -36,7 +36,7 @@ from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.model.adapters import with_adapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora import LoraSettings, lora_settings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.algorithm import load_algorithm
@@ -193,7 +193,7 @@ def _assemble(
 ) -> Trainer:
     """Build model, learner, feeds and loop."""
     config = merged.config
-    lora = _lora(config)
+    lora = lora_settings(config.model.peft)
     chunks = _loaded_model(config, made, lora)
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     learner = Learner(
@@ -250,20 +250,6 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
         weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
     load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
     return chunks
-
-
-def _lora(config: RunConfig) -> LoraSettings | None:
-    if config.model.peft.peft_scheme == "none":
-        return None
-    tuning = config.model.peft.lora_tuning
-    return LoraSettings(
-        adapter_dim=tuning.adapter_dim,
-        alpha=tuning.alpha,
-        adapter_dropout=tuning.adapter_dropout,
-        dropout_position=tuning.dropout_position,
-        target_modules=tuning.target_modules,
-        column_init_method=tuning.column_init_method,
-    )
 
 
 def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:

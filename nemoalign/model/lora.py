@@ -35,6 +35,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nemoalign.config.peft import Peft
 from nemoalign.errors import ConfigError
 from nemoalign.parallel.state import model_parallel_stream
 
@@ -95,6 +96,21 @@ class LoraSettings:
                 )
         wanted = {name for word in self.target_modules for name in _GROUPS.get(word, (word,))}
         return tuple(name for name in _TARGETS if name in wanted)
+
+
+def lora_settings(peft: Peft) -> LoraSettings | None:
+    """Return the adapters that a run's ``model.peft`` asks for, or None when it trains weights."""
+    if peft.peft_scheme == "none":
+        return None
+    tuning = peft.lora_tuning
+    return LoraSettings(
+        adapter_dim=tuning.adapter_dim,
+        alpha=tuning.alpha,
+        adapter_dropout=tuning.adapter_dropout,
+        dropout_position=tuning.dropout_position,
+        target_modules=tuning.target_modules,
+        column_init_method=tuning.column_init_method,
+    )
 
 
 def add_adapters(model: GPTModel, lora: LoraSettings, *, seed: int) -> None:

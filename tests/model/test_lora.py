@@ -7,11 +7,12 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from torch.testing import assert_close
 
+from nemoalign.config.peft import LoraTuning, Peft
 from nemoalign.errors import ConfigError
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.forward import forward_logits, forward_logprobs
 from nemoalign.model.load import load_weights, local_tensors
-from nemoalign.model.lora import LoraSettings, adapters_disabled
+from nemoalign.model.lora import LoraSettings, adapters_disabled, lora_settings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from tests.model import tiny
@@ -287,3 +288,12 @@ def test_megatron_checkpoints_hold_the_whole_adapters(two_ranks, name):
         layer, _, rest = tensor.removeprefix("decoder.layers.").partition(".")
         stacked = whole[f"decoder.layers.{rest}"]
         assert np.array_equal(stacked[int(layer)], array), tensor
+
+
+def test_a_runs_settings_become_adapters_or_none():
+    assert lora_settings(Peft()) is None
+    tuning = LoraTuning(adapter_dim=4, alpha=8.0, target_modules=("mlp",))
+    settings = lora_settings(Peft(peft_scheme="lora", lora_tuning=tuning))
+    assert settings is not None
+    assert settings.scale == 2.0
+    assert settings.targets() == ("mlp_fc1", "mlp_fc2")
