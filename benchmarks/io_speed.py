@@ -26,7 +26,9 @@ def main() -> None:
     """Measure both directions and publish io_speed.json and .md."""
     options = parser().parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    model = options.model or random_llama(max(1, round(options.gigabytes * 1e9 / LAYER_BYTES)))
+    model = (options.model and options.model.resolve()) or random_llama(
+        max(1, round(options.gigabytes * 1e9 / LAYER_BYTES))
+    )
     folder = WORK / "io"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
