@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +15,6 @@ import numpy as np
 
 from nemoalign.archive.dist_index import INDEX_NAME
 from nemoalign.archive.dtypes import Array, dtype
-from nemoalign.archive.hashing import BackgroundHasher
 from nemoalign.archive.pickle_write import Call, Global, Instance, dump_pickle
 from nemoalign.archive.sink import Sink
 from nemoalign.archive.store import TensorInfo
@@ -50,24 +47,18 @@ class _Chunk:
     position: int
     length: int
     crc: int
-    sha256: Future[str] | None
 
 
 class DistWriter:
     """Takes chunks of tensors in any order and writes the index last.
 
-    A context manager: a clean exit is ``close``. Meanwhile the sink takes no other member. With
-    ``hash_chunks`` the sha256 of every chunk is computed on another core.
+    A context manager: a clean exit is ``close``. Meanwhile the sink takes no other member.
     """
 
-    def __init__(
-        self, sink: Sink, prefix: str = "model_weights/", *, hash_chunks: bool = True
-    ) -> None:
+    def __init__(self, sink: Sink, prefix: str = "model_weights/") -> None:
         self._sink = sink
         self._prefix = prefix
-        self._hash_chunks = hash_chunks
         self._tensors: dict[str, _Tensor] = {}
-        self._hasher = BackgroundHasher()
         if prefix:
             sink.add_directory(prefix.rstrip("/"))
         self._data_context = sink.member(prefix + DATA_NAME)
@@ -85,18 +76,7 @@ class DistWriter:
         if kind is None:
             self.close()
         else:
-            self._hasher.__exit__(kind, error, trace)
             self._data_context.__exit__(kind, error, trace)
-
-    @property
-    def hashes(self) -> Mapping[ChunkId, str]:
-        """The sha256 of every chunk so far, by key and offsets (empty without ``hash_chunks``)."""
-        return {
-            (key, offsets): chunk.sha256.result()
-            for key, tensor in self._tensors.items()
-            for offsets, chunk in tensor.chunks.items()
-            if chunk.sha256 is not None
-        }
 
     @property
     def checksums(self) -> Mapping[ChunkId, int]:
@@ -115,28 +95,22 @@ class DistWriter:
         array: Array,
         kind: str,
     ) -> None:
-        """Write one chunk: ``array`` (raw storage of ``kind``) at ``offsets`` of tensor ``key``.
-
-        The array must not change until the writer is closed, because it may still be hashed.
-        """
+        """Write one chunk: ``array`` (raw storage of ``kind``) at ``offsets`` of tensor ``key``."""
         info = TensorInfo(global_shape, kind)
         tensor = self._tensors.get(key, _Tensor(info))
         _check_chunk(key, tensor, info, offsets, array)
         contiguous = np.ascontiguousarray(array).reshape(array.shape)
-        sha256 = self._hasher.submit(contiguous) if self._hash_chunks else None
         # Aligned as a whole, so that the data inside is aligned in the file as well.
         self._data.write(bytes(-self._data.tell() % ALIGNMENT))
         position = self._data.tell()
         length, crc = write_record(self._data.write, contiguous, kind)
-        tensor.chunks[offsets] = _Chunk(array.shape, position, length, crc, sha256)
+        tensor.chunks[offsets] = _Chunk(array.shape, position, length, crc)
         self._tensors[key] = tensor
 
     def close(self) -> None:
         """Write the index; raises ContentError when a tensor is not covered by its chunks."""
-        with ExitStack() as stack:
-            stack.enter_context(self._hasher)
-            for key, tensor in self._tensors.items():
-                _check_complete(key, tensor)
+        for key, tensor in self._tensors.items():
+            _check_complete(key, tensor)
         self._data_context.__exit__(None, None, None)
         self._sink.add_bytes(self._prefix + INDEX_NAME, encode_index(self._tensors))
         with self._sink.member(self._prefix + "common.pt") as member:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 from nemoalign.archive.dtypes import Array, dtype
-from nemoalign.archive.hashing import BackgroundHasher
 from nemoalign.archive.sink import FileWriter, sync_directory, temporary_name
 from nemoalign.archive.store import TensorInfo, as_bytes
 from nemoalign.archive.zip_write import write_blocks
@@ -34,7 +32,6 @@ class SafetensorsWriter:
     """Writes declared tensors, each exactly once and in any order, under Hugging Face's names.
 
     Files appear under their names on a clean exit, the index last; an exception removes them.
-    ``hash_tensors`` also computes each tensor's sha256, on another core.
     """
 
     def __init__(
@@ -42,29 +39,19 @@ class SafetensorsWriter:
         directory: Path,
         tensors: Mapping[str, TensorInfo],
         max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-        *,
-        hash_tensors: bool = True,
     ) -> None:
         self.directory = directory
         self._tensors = dict(tensors)
         self._shards = plan_shards(self._tensors, max_shard_bytes)
-        self._hash_tensors = hash_tensors
         self._places: dict[str, _Place] = {}
         self._files: dict[str, FileWriter] = {}
-        self._hashes: dict[str, Future[str] | None] = {}
         self._stack = ExitStack()
         self.checksums: dict[str, int] = {}
         """The CRC-32 of what was written so far, by tensor name."""
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of what was written so far, by tensor name."""
-        return {name: coming.result() for name, coming in self._hashes.items() if coming}
-
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self._hasher = stack.enter_context(BackgroundHasher())
             for file, names in self._shards.items():
                 self._open_shard(stack, file, names)
             self._stack = stack.pop_all()
@@ -85,9 +72,9 @@ class SafetensorsWriter:
         self._files[file] = writer
 
     def write(self, name: str, array: Array) -> None:
-        """Write one tensor of raw storage; it must be as declared, and not change until exit."""
+        """Write one tensor of raw storage; it must be as declared."""
         place = self._places.get(name)
-        if place is None or name in self._hashes:
+        if place is None or name in self.checksums:
             what = "was not declared" if place is None else "is written a second time"
             raise ContentError(f"Tensor {name!r} {what} in {self.directory}.")
         wanted = (place.info.shape, dtype(place.info.dtype).numpy)
@@ -96,7 +83,6 @@ class SafetensorsWriter:
                 f"Tensor {name!r} is {array.dtype} {list(array.shape)}, but {wanted[0]} of "
                 f"{place.info.dtype} was declared for {self.directory}."
             )
-        self._hashes[name] = self._hasher.submit(array) if self._hash_tensors else None
         self.checksums[name] = self._put(self._files[place.file], place.position, as_bytes(array))
 
     def _put(self, file: FileWriter, position: int, data: memoryview) -> int:
@@ -117,7 +103,7 @@ class SafetensorsWriter:
                 self._publish()
 
     def _publish(self) -> None:
-        missing = [name for name in self._places if name not in self._hashes]
+        missing = [name for name in self._places if name not in self.checksums]
         if missing:
             raise ContentError(
                 f"{len(missing)} declared tensors were never written to {self.directory}, the "

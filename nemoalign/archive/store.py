@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Mapping
@@ -86,11 +85,6 @@ def bounds_of(shape: tuple[int, ...], index: Index) -> Bounds:
         assert step == 1, "slices of stored tensors have step 1"
         ranges.append((start, max(start, stop)))
     return tuple(ranges)
-
-
-def hash_array(array: Array) -> str:
-    """Return the sha256 of the elements in row-major order, in hexadecimal."""
-    return hashlib.sha256(as_bytes(array)).hexdigest()
 
 
 def checksum_array(array: Array) -> int:

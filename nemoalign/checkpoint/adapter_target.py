@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import open_container
-from nemoalign.archive.store import checksum_array, hash_array
+from nemoalign.archive.store import checksum_array
 from nemoalign.archive.tar import TarWriter
 from nemoalign.archive.torch_file import TorchFile, write_torch_file
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME
@@ -22,6 +22,7 @@ from nemoalign.checkpoint.writing import (
     REPORT_NAME,
     Account,
     WriteOptions,
+    hex_sum,
     report_of,
     staging,
     verify_written,
@@ -52,7 +53,7 @@ def write_adapter(
         kind = options.written_dtype(info.dtype)
         tensors[PREFIX + name] = (options.cast(store.read(name), info.dtype, name), kind)
         account.record(name, {PREFIX + name: info.shape}, kind)
-        account.rows[-1]["sha256"] = [hash_array(tensors[PREFIX + name][0])]
+        account.rows[-1]["crc32"] = [hex_sum(checksum_array(tensors[PREFIX + name][0]))]
     account.close()
     config = source.stored_config | {
         "tensor_model_parallel_size": 1,

@@ -20,6 +20,7 @@ from nemoalign.checkpoint.writing import (
     Account,
     WriteOptions,
     check_copies,
+    hex_sum,
     report_of,
     staging,
     verify_written,
@@ -63,7 +64,7 @@ def write_hf(
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, writer.checksums, bar.advance)
         report = report_of(source, target, options, began)
-        report |= {"bytes": total, "tensors": _with_digests(account.rows, writer.hashes)}
+        report |= {"bytes": total, "tensors": _with_sums(account.rows, writer.checksums)}
         write_report(stage / REPORT_NAME, report)
     return report
 
@@ -126,7 +127,7 @@ def _verify(stage: Path, sums: Mapping[str, int], advance: Any) -> None:
     verify_written(sums, store.read, advance)
 
 
-def _with_digests(rows: list[dict[str, Any]], hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+def _with_sums(rows: list[dict[str, Any]], sums: Mapping[str, int]) -> list[dict[str, Any]]:
     for row in rows:
-        row["sha256"] = [hashes[name] for name in row["target"]]
+        row["crc32"] = [hex_sum(sums[name]) for name in row["target"]]
     return rows

@@ -25,6 +25,7 @@ from nemoalign.checkpoint.writing import (
     Account,
     WriteOptions,
     check_copies,
+    hex_sum,
     report_of,
     staging,
     verify_written,
@@ -62,22 +63,22 @@ def write_nemo(
     total = _total_bytes(source, options)
     with staging(target, total) as stage:
         with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
-            hashes, sums = _write_archive(source, stage, options, account, bar.advance)
+            sums = _write_archive(source, stage, options, account, bar.advance)
         account.close()
         if options.verify == "hash":
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, sums, bar.advance)
         size = stage.stat().st_size
     report = report_of(source, target, options, began)
-    report |= {"bytes": size, "tensors": _with_digests(account.rows, hashes)}
+    report |= {"bytes": size, "tensors": _with_sums(account.rows, sums)}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report
 
 
 def _write_archive(
     source: Source, stage: Path, options: WriteOptions, account: Account, advance: Any
-) -> tuple[Mapping[ChunkId, str], Mapping[ChunkId, int]]:
-    """Write all members and return the digest and the checksum of every chunk."""
+) -> Mapping[ChunkId, int]:
+    """Write all members and return the checksum of every chunk."""
     with TarWriter(stage) as tar:
         tar.add_bytes(CONFIG_NAME, dump_checkpoint_config(_config(source, options)).encode())
         if any("/" in name for name in source.files):
@@ -88,9 +89,8 @@ def _write_archive(
             for name in expected_shapes(source.arch, 1):
                 _write_tensor(writer, source, name, options, account)
                 advance(account.rows[-1].pop("bytes"))
-        hashes = writer.hashes
-        tar.add_bytes(MANIFEST_NAME, _manifest(hashes))
-    return hashes, writer.checksums
+        tar.add_bytes(MANIFEST_NAME, _manifest(writer.checksums))
+    return writer.checksums
 
 
 def _write_tensor(
@@ -160,10 +160,10 @@ def _total_bytes(source: Source, options: WriteOptions) -> int:
     )
 
 
-def _manifest(hashes: Mapping[ChunkId, str]) -> bytes:
+def _manifest(sums: Mapping[ChunkId, int]) -> bytes:
     chunks: dict[str, list[dict[str, Any]]] = {}
-    for (key, offsets), digest in hashes.items():
-        chunks.setdefault(key, []).append({"offsets": list(offsets), "sha256": digest})
+    for (key, offsets), crc in sums.items():
+        chunks.setdefault(key, []).append({"offsets": list(offsets), "crc32": hex_sum(crc)})
     return json.dumps({"version": 1, "chunks": chunks}).encode()
 
 
@@ -188,14 +188,12 @@ def _verify(stage: Path, sums: Mapping[ChunkId, int], advance: Any) -> None:
     verify_written(sums, read, advance)
 
 
-def _with_digests(
-    rows: list[dict[str, Any]], hashes: Mapping[ChunkId, str]
-) -> list[dict[str, Any]]:
+def _with_sums(rows: list[dict[str, Any]], sums: Mapping[ChunkId, int]) -> list[dict[str, Any]]:
     by_tensor: dict[tuple[str, int | None], list[str]] = {}
-    for (key, offsets), digest in hashes.items():
+    for (key, offsets), crc in sums.items():
         stacked = key.startswith("model.decoder.layers.")
-        by_tensor.setdefault((key, offsets[0] if stacked else None), []).append(digest)
+        by_tensor.setdefault((key, offsets[0] if stacked else None), []).append(hex_sum(crc))
     for row in rows:
         (key,) = row["target"]
-        row["sha256"] = by_tensor[key, row["layer"]]
+        row["crc32"] = by_tensor[key, row["layer"]]
     return rows

@@ -115,6 +115,11 @@ def check_target(target: Path, source: Path, options: WriteOptions) -> None:
         )
 
 
+def hex_sum(crc: int) -> str:
+    """Return a CRC-32 as reports and manifests spell it."""
+    return f"{crc:08x}"
+
+
 @contextmanager
 def staging(target: Path, needed_bytes: int) -> Iterator[Path]:
     """Yield a name beside ``target`` to write to; on a clean exit it becomes ``target``.
@@ -168,8 +173,6 @@ def verify_written(
     advance: Callable[[int], None],
 ) -> None:
     """Read everything back, on two cores, and compare CRC-32 sums with those made while writing.
-
-    The sha256 of what was written is kept as well, but a second one would take most of the time.
 
     Raises:
         VerificationError: when a tensor reads back differently.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_the_report_says_what_was_written(tmp_path, quiet):
     assert report["bytes"] == (tmp_path / "copy.nemo").stat().st_size
     for row in report["tensors"]:
         (name,) = row["target"]
-        assert row["sha256"] == [hashlib.sha256(state[name].numpy().tobytes()).hexdigest()]
+        assert row["crc32"] == [f"{zlib.crc32(state[name].numpy().tobytes()):08x}"]
 
 
 def test_torch_reads_the_same_adapter_out_of_both_archives(tmp_path, quiet):
