@@ -35,14 +35,14 @@ print(total, grown, "torch" in sys.modules)
 
 
 def write_dist(path: Path) -> None:
-    with DirectoryWriter(path) as sink, DistWriter(sink, "", hash_chunks=False) as writer:
+    with DirectoryWriter(path) as sink, DistWriter(sink, "") as writer:
         for number in range(TENSORS):
             writer.add(f"t{number}", (ROWS,), (0,), np.ones(ROWS, np.int32), "int32")
 
 
 def write_safetensors(path: Path) -> None:
     infos = {f"t{number}": TensorInfo((ROWS,), "int32") for number in range(TENSORS)}
-    with SafetensorsWriter(path, infos, hash_tensors=False) as writer:
+    with SafetensorsWriter(path, infos) as writer:
         for name in infos:
             writer.write(name, np.ones(ROWS, np.int32))
 
