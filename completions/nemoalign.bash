@@ -33,7 +33,7 @@ _nemoalign() {
     case "$command" in
         "") words="inspect convert export sft --help --version";;
         inspect)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors -k --key --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check -k --key --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --dtype --tokenizer --verify --to --help"

@@ -51,6 +51,12 @@ class TorchFile:
         """Every tensor by name; levels of nested dictionaries and lists are joined by ``/``."""
         return {name: ref.info for name, ref in self.refs.items()}
 
+    @property
+    def records(self) -> Mapping[str, tuple[Region, int]]:
+        """Every record with the CRC-32 that the file states of it; ``data/KEY`` holds a storage."""
+        sums = self._zip.checksums
+        return {name: (self._zip.entry(name), sums[name]) for name in self._zip.entries}
+
     def read(self, name: str, index: Index = ()) -> Array:
         """Return a tensor or a slice of it as a read-only view of the file."""
         return self.read_ref(self.refs[name], index)

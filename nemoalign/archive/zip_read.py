@@ -29,6 +29,8 @@ class ZipIndex:
     region: Region
     where: str
     entries: dict[str, tuple[int, int]]
+    checksums: dict[str, int]
+    """The CRC-32 the zip states of each entry; 0 of all where torch was told to compute none."""
 
     def entry(self, name: str) -> Region:
         """Return the bytes of one entry; raises SourceError when it is missing or damaged."""
@@ -48,7 +50,7 @@ def read_zip(region: Region, where: str) -> ZipIndex:
         start, size, count = _directory(region, where)
         if size > MAX_DIRECTORY_BYTES or count * _ENTRY.size > size:
             raise SourceError(f"{where} states a directory of {count} records. {DAMAGED}")
-        return ZipIndex(region, where, _entries(region.bytes(start, size), count, where))
+        return ZipIndex(region, where, *_entries(region.bytes(start, size), count, where))
     except (struct.error, ValueError) as error:
         raise SourceError(f"{where} has a damaged zip directory ({error}). {DAMAGED}") from error
 
@@ -81,8 +83,11 @@ def _no_zip(region: Region, where: str) -> SourceError:
     )
 
 
-def _entries(directory: bytes, count: int, where: str) -> dict[str, tuple[int, int]]:
+def _entries(
+    directory: bytes, count: int, where: str
+) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     entries: dict[str, tuple[int, int]] = {}
+    checksums: dict[str, int] = {}
     at = 0
     top = ""
     for number in range(count):
@@ -101,8 +106,9 @@ def _entries(directory: bytes, count: int, where: str) -> dict[str, tuple[int, i
         if name in entries:
             raise SourceError(f"{where} has the record {name[:100]!r} twice. {DAMAGED}")
         entries[name] = (offset, size)
+        checksums[name] = fields[7]
         at = name_end + lengths[1] + lengths[2]
-    return entries
+    return entries, checksums
 
 
 def _wide(extra: bytes, values: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -75,11 +75,18 @@ class JoinedStore:
         first = places[0].read()
         for rank, place in enumerate(places):
             if not np.array_equal(_bits(first), _bits(place.read())):
+                where = getattr(place.store, "where", "")
                 raise ContentError(
                     f'"{name}" is the same on every tensor-parallel rank, but rank {rank} holds '
-                    "other values than rank 0. The checkpoint is corrupt: fetch it again."
+                    f"other values than rank 0{f' ({where})' if where else ''}. The checkpoint is "
+                    "corrupt: fetch it again."
                 )
         return first[index]
+
+    def replicated(self) -> list[str]:
+        """Return the tensors that several ranks hold whole, and must hold with the same values."""
+        shards = self._shards.items()
+        return [name for name, (split, places) in shards if split.dim is None and len(places) > 1]
 
 
 class MappedStore:

@@ -35,6 +35,9 @@ class InspectFlags(Talk):
         metavar="[GLOB]",
         panel=SHOWN,
     )
+    check: bool = setting(
+        False, "Read every byte and compare the sums that are stored.", flag="--check", panel=SHOWN
+    )
     key: str | None = setting(
         None,
         "Print only this value of model_config.yaml, such as optim.lr.",
@@ -71,9 +74,13 @@ def _positionals(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def inspect(typed: Mapping[str, Any]) -> None:
-    """Show what a checkpoint is."""
+def inspect(typed: Mapping[str, Any]) -> int:
+    """Show what a checkpoint is; return 6 when a check of it fails."""
     known = flags.read(InspectFlags, typed)
+    if known.check:
+        from nemoalign.cli.trust import check
+
+        return check(typed["source"], known)
 
     from nemoalign.checkpoint import inspect as room
     from nemoalign.checkpoint.open import open_source
@@ -90,6 +97,7 @@ def inspect(typed: Mapping[str, Any]) -> None:
         _show_tensors(room.list_tensors(source, known.tensors), as_json=known.json)
     else:
         _show_report(source, room.inspect_source(source), as_json=known.json)
+    return 0
 
 
 def _raw(value: Any) -> str:

@@ -48,18 +48,18 @@ class CommandSpec:
     more_examples: Sequence[str] = ()
     positional: Positional
     entries: Sequence[Entry]
-    run: Callable[[Mapping[str, Any]], None]
-    """Takes what was typed, by parameter name; None is not given."""
+    run: Callable[[Mapping[str, Any]], int | None]
+    """Takes what was typed, by parameter name (None is not given); may return an exit code."""
 
     def register(self, app: typer.Typer) -> None:
         """Add the command to the program."""
 
-        def command(**typed: Any) -> None:
+        def command(**typed: Any) -> int | None:
             if typed[self.positional.name] is None and not self.positional.is_list:
                 raise ConfigError(
                     f"{self.positional.metavar} is missing. Type: nemoalign {self.name} {self.example}"
                 )
-            self.run(typed)
+            return self.run(typed)
 
         show_help = inspect.Parameter(
             HELP, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpOption

@@ -1,0 +1,74 @@
+"""What ``inspect --check`` and ``inspect --diff`` print, and the exit code they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nemoalign.cli.spec import Talk
+from nemoalign.errors import VerificationError
+
+SHOWN_PROBLEMS = 20
+
+
+def check(source: str, known: Talk) -> int:
+    """Check a checkpoint, print what was found, and return the exit code: 0 intact, 6 not."""
+    from nemoalign.checkpoint.check import check as check_source
+    from nemoalign.cli import show
+
+    report = check_source(source, show.make_reporter(quiet=known.quiet))
+    problems = report["problems"]
+    if known.json:
+        show.document(report)
+    else:
+        show.emit("\n".join(_checked(report)))
+    if not problems:
+        return 0
+    first = _problem(problems[0])
+    more = f" {len(problems) - 1} more problems were found." if len(problems) > 1 else ""
+    show.failure(f"{source} is damaged: {first.rstrip('.')}.{more}", is_error=True)
+    return VerificationError.exit_code
+
+
+def _checked(report: Mapping[str, Any]) -> Iterator[str]:
+    from nemoalign.cli import show
+
+    if report["what"]:
+        yield f"{report['what']}\n"
+    size = show.amount_of(report["bytes"], "bytes")
+    seconds = f"{report['seconds']:.1f} s"
+    yield f"read      {size}, every byte of the weights, in {seconds}"
+    yield f"sums      {_sums(report)}"
+    if report["what"]:
+        yield f"shapes    {report['tensors']} tensors, as the configuration asks"
+    if report["shared_tensors"]:
+        yield f"copies    {report['shared_tensors']} tensors are stored more than once and compared"
+    if not report["not_finite"]:
+        yield "values    no NaN, no infinity"
+    for name, count in report["not_finite"].items():
+        yield f"values    {count} NaN or infinite in {name}"
+    for problem in report["problems"][:SHOWN_PROBLEMS]:
+        yield f"DAMAGED   {_problem(problem)}"
+    yield _verdict(report)
+
+
+def _sums(report: Mapping[str, Any]) -> str:
+    if not report["sums"] and not report["manifest_sums"]:
+        return "none are stored with these weights"
+    parts = [f"{report['sums']} of torch records"] if report["sums"] else []
+    if report["manifest"]:
+        parts.append(f"{report['manifest_sums']} of {report['manifest']}")
+    return f"CRC-32, {' and '.join(parts)}"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    if not report["intact"]:
+        return f"{len(report['problems'])} problems"
+    if not report["sums"] and not report["manifest_sums"]:
+        return "complete, but without sums a changed value cannot be told from a trained one"
+    return "intact"
+
+
+def _problem(problem: Mapping[str, str]) -> str:
+    place = ", ".join(filter(None, (problem["tensor"], problem["file"])))
+    return f"{place}: {problem['problem']}" if place else problem["problem"]
