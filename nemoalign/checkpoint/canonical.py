@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nemoalign.archive.store import TensorInfo, TensorStore
 from nemoalign.checkpoint.source import EMBEDDING, HEAD
-from nemoalign.checkpoint.stores import Place
+from nemoalign.checkpoint.stores import Place, fused
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.names import canonical_name, is_adapter, layer_of, legacy_name, with_layer
@@ -36,6 +36,7 @@ def find_tensors(store: TensorStore, where: str) -> Found:
         ContentError: for names from before megatron-core, unknown adapters and doubled tensors.
     """
     found = Found()
+    store = fused(store)
     for key in store.tensors:
         name = canonical_name(key)
         if name is None:

@@ -53,7 +53,7 @@ def open_weights(container: Container, arch: Architecture) -> Weights:
         return _from_ranks(ranks, container, arch, f"per-rank TP{tp} PP{pp}")
     folder = container.under(WEIGHTS_FOLDER)
     if folder.members:
-        return _from_dist(folder, container, arch)
+        return dist_weights(folder, arch)
     held = ", ".join(sorted(container.members)[:5])
     raise SourceError(
         f"{container.path} has a model_config.yaml but no weights ({WEIGHTS_FOLDER}/, "
@@ -61,14 +61,20 @@ def open_weights(container: Container, arch: Architecture) -> Weights:
     )
 
 
-def _from_dist(folder: Container, container: Container, arch: Architecture) -> Weights:
+def dist_weights(folder: Container, arch: Architecture) -> Weights:
+    """Return the weights of one distributed checkpoint, whatever its keys look like.
+
+    Raises:
+        SourceError: when the save was not completed.
+        ContentError: for names that are not supported.
+    """
     backend = read_backend(folder)
     if backend != "torch_dist":
         raise ContentError(
-            f"{container.path} keeps its weights as {backend}, which is not supported yet. NeMo "
+            f"{folder.path} keeps its weights as {backend}, which is not supported yet. NeMo "
             "2.0 to 2.2 rewrites it: convert_zarr_to_torch_dist.py."
         )
-    found = find_tensors(DistStore(folder), str(container.path))
+    found = find_tensors(DistStore(folder), str(folder.path))
     copies = without_copies(found.model, arch)
     return Weights(
         backend,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemoalign.archive.dtypes import Array
-from nemoalign.archive.store import Index, TensorInfo, TensorStore
+from nemoalign.archive.store import Index, TensorInfo, TensorStore, bounds_of
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.rules import TensorPlan
@@ -87,6 +87,50 @@ class JoinedStore:
         """Return the tensors that several ranks hold whole, and must hold with the same values."""
         shards = self._shards.items()
         return [name for name, (split, places) in shards if split.dim is None and len(places) > 1]
+
+
+def fused(store: TensorStore) -> TensorStore:
+    """Return ``store``, or a view of it that joins gate and up where they are tensors apart."""
+    view = FusedStore(store)
+    return view if view.is_fused else store
+
+
+class FusedStore:
+    """A store whose gated matrices lie in two tensors, shown as one: gate above up.
+
+    megatron-core's ``singleton_local_shards`` writes ``linear_fc1.weight_w`` and ``weight_v``.
+    """
+
+    def __init__(self, store: TensorStore) -> None:
+        self._store = store
+        self._halves: dict[str, tuple[str, str]] = {}
+        tensors = dict(store.tensors)
+        for gate, info in store.tensors.items():
+            name, up = gate.removesuffix("_w"), f"{gate.removesuffix('_w')}_v"
+            if gate.endswith((".weight_w", ".bias_w")) and tensors.get(up) == info and info.shape:
+                self._halves[name] = (gate, up)
+                del tensors[gate], tensors[up]
+                tensors[name] = TensorInfo((2 * info.shape[0], *info.shape[1:]), info.dtype)
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    @property
+    def is_fused(self) -> bool:
+        """True when there is anything to join."""
+        return bool(self._halves)
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it; a slice inside one half comes without a copy."""
+        if name not in self._halves:
+            return self._store.read(name, index)
+        shape = self.tensors[name].shape
+        half = shape[0] // 2
+        start, stop = bounds_of(shape, index)[0]
+        parts = [
+            self._store.read(key, (slice(max(start - first, 0), stop - first), *index[1:]))
+            for key, first in zip(self._halves[name], (0, half), strict=True)
+            if start < first + half and stop > first
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class MappedStore:

@@ -6,6 +6,8 @@ tensor (no layer number), and name norms as modules of their own; all that is se
 
 from __future__ import annotations
 
+import re
+
 PREFIXES = ("model.module.", "module.", "model.")
 """Prefixes a checkpoint may put before a module's own names, longest first."""
 
@@ -16,6 +18,9 @@ _RENAMES = (
     (".input_layernorm.", ".self_attention.linear_qkv.layer_norm_"),
     (".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_"),
 )
+
+_EXPERT = re.compile(r"\.experts\.experts\.(?=\d+\.)")
+"""Experts under keys of their own, numbered globally: ``singleton_local_shards`` writes them so."""
 
 
 def canonical_name(key: str) -> str | None:
@@ -34,7 +39,7 @@ def canonical_name(key: str) -> str | None:
         name = f"decoder.layers.{{i}}.{rest}"
     for module, fused in _RENAMES:
         name = name.replace(module, fused)
-    return name
+    return _EXPERT.sub(".experts.local_experts.", name)
 
 
 def stacked_key(name: str) -> tuple[str, int | None]:

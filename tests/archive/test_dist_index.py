@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OldProperties
 
 from nemoalign.archive.dist_index import INDEX_NAME, read_index
 from nemoalign.archive.files import open_container
@@ -194,3 +197,21 @@ def test_flipped_bytes_give_an_index_or_our_error(
     (folder / INDEX_NAME).write_bytes(content)
     with contextlib.suppress(NemoAlignError):
         read_index(open_container(folder))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_an_index_of_older_torch_reads_the_same(tmp_path: Path, protocol: int) -> None:
+    """Until 2.2 the properties were a class of the sharded tensors, and nothing else was noted."""
+    folder = FIXTURES / "mcore" / "layers"
+    metadata = pickle.loads((folder / INDEX_NAME).read_bytes())
+    for entry in metadata.state_dict_metadata.values():
+        if hasattr(entry, "properties"):
+            entry.properties = OldProperties(dtype=entry.properties.dtype)
+    for name in set(vars(metadata)) - {"state_dict_metadata", "planner_data", "storage_data"}:
+        delattr(metadata, name)
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / INDEX_NAME).write_bytes(pickle.dumps(metadata, protocol))
+    old, new = (read_index(open_container(f)) for f in (tmp_path / "old", folder))
+    assert {n: (t.info, t.starts.tolist()) for n, t in old.tensors.items()} == {
+        n: (t.info, t.starts.tolist()) for n, t in new.tensors.items()
+    }

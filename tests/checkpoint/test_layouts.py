@@ -9,13 +9,19 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
+from nemoalign.archive.dist import DistStore
 from nemoalign.archive.files import open_container
+from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.layouts import open_weights
 from nemoalign.checkpoint.open import open_source
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, SourceError
-from tests.checkpoint.models import FIXTURES
+from tests.checkpoint.mcore import HF, MCORE, as_unpacked_nemo
+from tests.checkpoint.models import FIXTURES, assert_same_tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def unpacked(archive, folder):
@@ -133,3 +139,36 @@ def test_adapter_layers_of_later_stages_are_numbered_on(tmp_path):
     assert weights.read(names[1]).tolist() == [[10, 10, 11, 11]] * 2
     out = weights.read(names[1].replace("linear_in", "linear_out"))
     assert out.tolist() == [[10, 10], [10, 10], [11, 11], [11, 11]]
+
+
+@pytest.mark.parametrize("variant", ["stacked", "layers", "singleton"])
+def test_every_key_layout_of_megatron_core_is_the_model_of_transformers(variant, tmp_path, quiet):
+    """No layer axis, gate and up apart: told by the keys alone."""
+    folder = as_unpacked_nemo(variant, tmp_path / "m")
+    export(folder, tmp_path / "hf", reporter=quiet)
+    assert_same_tensors(tmp_path / "hf", HF)
+
+
+def test_norms_stacked_under_the_names_of_early_local_layers_are_found(tmp_path, quiet):
+    """What NeMo 1.21 wrote without Transformer Engine."""
+    folder = as_unpacked_nemo("stacked", tmp_path / "m")
+    store = DistStore(open_container(folder / "model_weights"))
+    renamed = {}
+    for key in store.tensors:
+        name = key.replace("module.", "model.")
+        name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
+        name = name.replace("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.")
+        renamed[name] = torch.from_numpy(store.read(key).copy())
+    shutil.rmtree(folder / "model_weights")
+    dcp.save(renamed, checkpoint_id=folder / "model_weights", no_dist=True)
+    shutil.copy(MCORE / "stacked" / "metadata.json", folder / "model_weights")
+    export(folder, tmp_path / "hf", reporter=quiet)
+    assert_same_tensors(tmp_path / "hf", HF)
+
+
+def test_gate_without_up_is_refused(tmp_path):
+    folder = as_unpacked_nemo("singleton", tmp_path / "m")
+    index = folder / "model_weights" / ".metadata"
+    index.write_bytes(index.read_bytes().replace(b"linear_fc1.weight_v", b"linear_fc1.weight_x"))
+    with pytest.raises(ContentError, match=r"linear_fc1\.weight_"):
+        open_source(folder)

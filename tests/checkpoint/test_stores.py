@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nemoalign.archive.store import TensorInfo
-from nemoalign.checkpoint.stores import JoinedStore, MappedStore, Place, PlacedStore
+from nemoalign.checkpoint.stores import JoinedStore, MappedStore, Place, PlacedStore, fused
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.ops import FuseGateUp, PadVocab
@@ -94,3 +94,26 @@ def test_parts_of_different_dtypes_are_refused():
     store.tensors["up"] = TensorInfo((2, 4), "float16")
     with pytest.raises(ContentError, match=r"gate, up become one tensor but .* float16, float32"):
         mapped(store, TensorPlan("fc1", ("gate", "up"), FuseGateUp()), fc1=(4, 4))
+
+
+def test_gate_and_up_apart_are_one_tensor_and_a_half_is_not_copied():
+    arrays = Arrays(
+        **{"fc1.weight_w": np.arange(6.0).reshape(3, 2), "fc1.weight_v": np.ones((3, 2))}
+    )
+    store = fused(arrays)
+    whole = np.concatenate([arrays.arrays["fc1.weight_w"], arrays.arrays["fc1.weight_v"]])
+    assert store.tensors == {"fc1.weight": TensorInfo((6, 2), "float32")}
+    for rows in (slice(None), slice(3), slice(3, None), slice(1, 2), slice(2, 5), slice(4, 6)):
+        np.testing.assert_array_equal(store.read("fc1.weight", (rows,)), whole[rows])
+    column = (slice(1, 5), slice(1, 2))
+    np.testing.assert_array_equal(store.read("fc1.weight", column), whole[column])
+    for rows, key in ((slice(3), "fc1.weight_w"), (slice(3, None), "fc1.weight_v")):
+        assert np.shares_memory(store.read("fc1.weight", (rows,)), arrays.arrays[key])
+
+
+@pytest.mark.parametrize("up", [np.ones((2, 2)), None])
+def test_halves_that_do_not_fit_stay_what_they_are(up):
+    arrays = Arrays(
+        **{"fc1.weight_w": np.ones((3, 2))} | ({} if up is None else {"fc1.weight_v": up})
+    )
+    assert fused(arrays) is arrays

@@ -34,6 +34,10 @@ QKV = "self_attention.linear_qkv"
             "decoder.layers.3.mlp.linear_fc1.layer_norm_weight",
         ),
         ("model._orig_mod.output_layer.weight", "output_layer.weight"),
+        (
+            "decoder.layers.1.mlp.experts.experts.7.linear_fc2.weight",
+            "decoder.layers.1.mlp.experts.local_experts.7.linear_fc2.weight",
+        ),
         (f"model.decoder.layers.{QKV}._extra_state/shard_0_4", None),
         ("model.decoder.layers.0.self_attention.core_attention._extra_state", None),
         ("model.rotary_pos_emb.inv_freq", None),
