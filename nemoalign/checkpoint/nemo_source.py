@@ -119,6 +119,13 @@ def _check(
             "converter writes Llama 3.1. It is read as written; for the original model set "
             "seq_len_interpolation_factor to null."
         )
+    if arch.window_size is not None and not section(config, "nemoalign"):
+        before = arch.window_size[0]
+        warnings.append(
+            f"{where} has window_size [{before}, 0]: a query sees {before + 1} positions. NeMo's own "
+            "converters write the original model's window there, which is one position more than "
+            f"that saw. It is read as written; for the original model set it to [{before - 1}, 0]."
+        )
     return vocab_size, tuple(warnings)
 
 

@@ -7,7 +7,7 @@ absent ``activation`` means gelu, an absent ``position_embedding_type`` means le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,7 +73,7 @@ class Architecture:
                 f"model_config.yaml lacks {', '.join(missing)}; this is no GPT configuration."
             )
         if "window_size" in given:
-            given["window_size"] = tuple(int(side) for side in given["window_size"])
+            given["window_size"] = _window(given["window_size"])
         try:
             return cls(**{name: _typed(name, value) for name, value in given.items()})
         except (TypeError, ValueError) as error:
@@ -105,6 +105,12 @@ class Architecture:
             return self.override_vocab_size
         multiple = self.make_vocab_size_divisible_by * tp
         return -(-vocab_size // multiple) * multiple
+
+
+def _window(sides: Sequence[int | None]) -> tuple[int, int] | None:
+    """Return a sliding window; no left side, or Transformer Engine's -1, is none at all."""
+    left, right = tuple(sides)
+    return None if left is None or left < 0 else (int(left), int(right or 0))
 
 
 _INTEGERS = {f.name for f in fields(Architecture) if f.type in ("int", "int | None")}

@@ -31,7 +31,7 @@ FAMILY = Family(
                 "model.layers.{i}.self_attn.v_proj.bias",
             ),
             FuseQKV(),
-            when="bias",
+            when="qkv_bias",
         ),
         WeightRule(
             "decoder.layers.{i}.self_attention.linear_proj.weight",

@@ -84,14 +84,45 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Only:
+    """A config.json field of which a ``.nemo`` knows one value; transformers assumes it when absent."""
+
+    hf: str
+    value: Any
+
+    def to_nemo(self, hf: Fields) -> dict[str, Any]:
+        """Return nothing, or refuse another value."""
+        found = hf.get(self.hf)
+        if found is None or found == self.value:
+            return {}
+        raise ContentError(
+            f"config.json has {self.hf} {found!r:.60}, which a .nemo cannot represent; only "
+            f"{self.value!r} has a counterpart there."
+        )
+
+    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+        """Return nothing: it is what transformers assumes."""
+        del arch
+        return {}
+
+
+@dataclass(frozen=True)
 class Heads:
-    """Grouped-query heads and head width: both sides may leave them out, with their own defaults."""
+    """Grouped-query heads and head width: both sides may leave them out, with their own defaults.
+
+    ``groups`` and ``width`` are what transformers assumes where config.json has neither a number nor
+    null; None stands for one group a head, and for hidden size / heads.
+    """
+
+    groups: int | None = None
+    width: int | None = None
 
     def to_nemo(self, hf: Fields) -> dict[str, Any]:
         """Return num_query_groups and, only where it is not hidden / heads, kv_channels."""
-        heads, hidden, width = hf["num_attention_heads"], hf["hidden_size"], hf.get("head_dim")
+        heads, hidden = hf["num_attention_heads"], hf["hidden_size"]
+        width = hf.get("head_dim", self.width)
         kv_channels = None if width is None or width * heads == hidden else width
-        groups = hf.get("num_key_value_heads") or heads
+        groups = hf.get("num_key_value_heads", self.groups) or heads
         return {"num_query_groups": groups, "kv_channels": kv_channels}
 
     def to_hf(self, arch: Architecture) -> dict[str, Any]:

@@ -73,6 +73,15 @@ def test_positions_scaled_twice_are_read_as_written_with_a_warning(folder):
     assert "scales its rotary positions twice" in source.warnings[0]
 
 
+def test_a_window_is_read_as_written_with_a_warning(folder):
+    edit(folder, "rotary_base", "window_size: [4, 0]\nrotary_base")
+    source = open_source(folder)
+    assert source.arch.window_size == (4, 0)
+    assert source.family.name == "mistral"
+    assert "a query sees 5 positions" in source.warnings[0]
+    assert "set it to [3, 0]" in source.warnings[0]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error", "match"),
     [

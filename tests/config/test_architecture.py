@@ -64,3 +64,9 @@ def test_an_overriding_vocabulary_holds_where_the_ranks_divide_it():
     fixed = architecture(override_vocab_size=520)
     assert fixed.padded_vocab_size(519, 4) == 520
     assert fixed.padded_vocab_size(519, 3) == 768
+
+
+@pytest.mark.parametrize("none", [[-1, -1], [-1, 0], [None, 0]])
+def test_a_window_without_a_left_side_is_none(none):
+    sizes = {"num_layers": 1, "hidden_size": 8, "ffn_hidden_size": 6, "num_attention_heads": 2}
+    assert Architecture.from_nemo(sizes | {"window_size": none}).window_size is None

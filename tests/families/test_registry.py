@@ -61,11 +61,24 @@ def test_an_unknown_hf_model_is_named_with_the_known_ones():
         ({"normalization": "layernorm"}, "gpt"),
         ({"rotary_percentage": 0.5}, "gpt"),
         ({"openai_gelu": True}, "gpt"),
-        ({"window_size": [128, 0]}, "gpt"),
+        ({"window_size": [128, 0]}, "mistral"),
+        ({"window_size": [128, 0], "bias": True}, "gpt"),
+        ({"window_size": [-1, -1]}, "llama"),
+        ({"qkv_bias": True}, "qwen2"),
+        ({"qkv_bias": True, "window_size": [128, 0]}, "qwen2"),
+        ({"qkv_bias": True, "bias": True}, "gpt"),
+        ({"qk_layernorm": True}, "qwen3"),
+        ({"qk_layernorm": True, "qkv_bias": True}, "gpt"),
     ],
 )
 def test_nemo_configs_are_recognised_by_what_the_family_fixes(changes, name):
     assert family_for_nemo(LLAMA | changes).name == name
+
+
+def test_the_config_json_an_archive_keeps_decides_between_families_that_nemo_spells_alike():
+    kept = {"architectures": ["MistralForCausalLM"]}
+    assert family_for_nemo(LLAMA).name == "llama"
+    assert family_for_nemo(LLAMA, kept).name == "mistral"
 
 
 def test_the_config_json_an_archive_keeps_cannot_override_the_architecture():
