@@ -11,7 +11,8 @@ from nemoalign.checkpoint.source import EMBEDDING, HEAD
 from nemoalign.checkpoint.stores import Place, fused
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
-from nemoalign.weights.names import canonical_name, is_adapter, layer_of, legacy_name, with_layer
+from nemoalign.weights.legacy import UNSUPPORTED, is_legacy
+from nemoalign.weights.names import canonical_name, is_adapter, layer_of, with_layer
 from nemoalign.weights.tensors import ADAPTER_SPLITS, expected_shapes, pattern_of
 
 
@@ -21,6 +22,8 @@ class Found:
 
     model: dict[str, Place] = field(default_factory=dict[str, Place])
     adapter: dict[str, Place] = field(default_factory=dict[str, Place])
+    is_legacy: bool = False
+    """True when a key is one of NeMo's own GPT, from before megatron-core."""
 
     @property
     def num_layers(self) -> int:
@@ -33,7 +36,7 @@ def find_tensors(store: TensorStore, where: str) -> Found:
     """Return every tensor of ``store`` under its canonical name; layer numbers are the file's own.
 
     Raises:
-        ContentError: for names from before megatron-core, unknown adapters and doubled tensors.
+        ContentError: for what only an older GPT has, unknown adapters and doubled tensors.
     """
     found = Found()
     store = fused(store)
@@ -41,12 +44,12 @@ def find_tensors(store: TensorStore, where: str) -> Found:
         name = canonical_name(key)
         if name is None:
             continue
-        if legacy_name(name):
+        if any(part in f".{name}" for part in UNSUPPORTED):
             raise ContentError(
-                f'{where} holds "{key}": a GPT of NeMo from before megatron-core (mcore_gpt: '
-                "false), whose names are not supported yet. NeMo's convert_gpt_nemo_to_mcore.py "
-                "rewrites such a file."
+                f'{where} holds "{key}", which only NeMo\'s own GPT from before megatron-core has '
+                "(normformer, head scale or cross attention); megatron-core has no place for it."
             )
+        found.is_legacy |= is_legacy(key)
         for layer_name, place in _places(name, key, store):
             _add(found.adapter if is_adapter(name) else found.model, layer_name, place, where)
     unknown = [name for name in found.adapter if pattern_of(name) not in ADAPTER_SPLITS]

@@ -11,9 +11,11 @@ from typing import Any
 from nemoalign.archive.files import Container, Region
 from nemoalign.checkpoint.adapter import read_adapter
 from nemoalign.checkpoint.canonical import check_tensors
-from nemoalign.checkpoint.layouts import Weights, open_weights
+from nemoalign.checkpoint.layouts import open_weights
+from nemoalign.checkpoint.ranks import Weights
 from nemoalign.checkpoint.settings import read_architecture, section
 from nemoalign.checkpoint.source import EMBEDDING, Source
+from nemoalign.checkpoint.upgrade import upgraded_config
 from nemoalign.checkpoint.vocabulary import checked_vocabulary, real_vocabulary
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.checkpoint_yaml import parse_checkpoint_config
@@ -49,13 +51,16 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
     _refuse_other_models(config, where)
     arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
     weights = open_weights(container, arch)
+    if weights.is_legacy:
+        stored, config = (upgraded_config(each, where) for each in (stored, config))
+        arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
     files = _files(container, config)
     hf_config = _hf_config(files, where)
     vocab_size, warnings = _check(weights, arch, config, hf_config, files, where)
     return Source(
         path=container.path,
         kind=kind,
-        layout=weights.layout,
+        layout=weights.described,
         config=config,
         stored_config=stored,
         arch=arch,

@@ -89,6 +89,14 @@ class JoinedStore:
         return [name for name, (split, places) in shards if split.dim is None and len(places) > 1]
 
 
+_HALVES = (
+    (".weight_w", ".weight_v", ".weight"),
+    (".bias_w", ".bias_v", ".bias"),
+    (".dense_h_to_4h.", ".dense_h_to_4h_2.", ".dense_h_to_4h."),
+)
+"""What tells the names of gate, of up and of both joined apart."""
+
+
 def fused(store: TensorStore) -> TensorStore:
     """Return ``store``, or a view of it that joins gate and up where they are tensors apart."""
     view = FusedStore(store)
@@ -98,7 +106,8 @@ def fused(store: TensorStore) -> TensorStore:
 class FusedStore:
     """A store whose gated matrices lie in two tensors, shown as one: gate above up.
 
-    megatron-core's ``singleton_local_shards`` writes ``linear_fc1.weight_w`` and ``weight_v``.
+    megatron-core's ``singleton_local_shards`` writes ``linear_fc1.weight_w`` and ``weight_v``, NeMo's
+    own GPT with a glu that is not ``fast-`` has ``dense_h_to_4h`` and ``dense_h_to_4h_2``.
     """
 
     def __init__(self, store: TensorStore) -> None:
@@ -106,8 +115,8 @@ class FusedStore:
         self._halves: dict[str, tuple[str, str]] = {}
         tensors = dict(store.tensors)
         for gate, info in store.tensors.items():
-            name, up = gate.removesuffix("_w"), f"{gate.removesuffix('_w')}_v"
-            if gate.endswith((".weight_w", ".bias_w")) and tensors.get(up) == info and info.shape:
+            name, up = _whole_and_up(gate)
+            if up != gate and tensors.get(up) == info and info.shape:
                 self._halves[name] = (gate, up)
                 del tensors[gate], tensors[up]
                 tensors[name] = TensorInfo((2 * info.shape[0], *info.shape[1:]), info.dtype)
@@ -131,6 +140,14 @@ class FusedStore:
             if start < first + half and stop > first
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _whole_and_up(gate: str) -> tuple[str, str]:
+    """Return the name of the joined tensor and of its second half, for the name of its first."""
+    for first, second, whole in _HALVES:
+        if first in gate:
+            return gate.replace(first, whole), gate.replace(first, second)
+    return gate, gate
 
 
 class MappedStore:

@@ -1,12 +1,15 @@
 """Spellings of tensor names on disk, and the one canonical spelling: no prefix, fused norm names.
 
 A checkpoint may prefix its keys (``model.``, ``model.module.``, ``module.``), stack all layers in one
-tensor (no layer number), and name norms as modules of their own; all that is settled here, once.
+tensor (no layer number), name norms as modules of their own, nest dictionaries (levels are joined by
+``/``) and have names from before megatron-core; all that is settled here and in ``legacy``, once.
 """
 
 from __future__ import annotations
 
 import re
+
+from nemoalign.weights.legacy import modern_name
 
 PREFIXES = ("model.module.", "module.", "model.")
 """Prefixes a checkpoint may put before a module's own names, longest first."""
@@ -29,11 +32,12 @@ def canonical_name(key: str) -> str | None:
     A key that stacks all layers gives a pattern with ``{i}``. Fp8 extra state, rotary buffers and
     optimizer state are no weights.
     """
+    key = key.replace("/", ".").replace("_orig_mod.", "")
     if key.startswith(_IGNORED_STARTS) or key.endswith(_IGNORED_ENDS):
         return None
     if any(part in key for part in _IGNORED_PARTS):
         return None
-    name = _without_prefix(key).replace("_orig_mod.", "")
+    name = modern_name(_without_prefix(key))
     head, found, rest = name.partition("decoder.layers.")
     if found and not head and not rest.partition(".")[0].isdigit():
         name = f"decoder.layers.{{i}}.{rest}"
@@ -64,11 +68,6 @@ def layer_of(name: str) -> int | None:
 def is_adapter(name: str) -> bool:
     """True for a tensor of a LoRA adapter."""
     return ".adapter_layer." in name
-
-
-def legacy_name(name: str) -> bool:
-    """True for a name of NeMo's own GPT, from before megatron-core (``language_model.encoder...``)."""
-    return "language_model." in name
 
 
 def _without_prefix(key: str) -> str:

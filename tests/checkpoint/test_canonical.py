@@ -47,9 +47,34 @@ def test_one_tensor_under_two_keys_is_refused():
         find_tensors(Keys(dict.fromkeys(keys, (1, 1))), "a.nemo")
 
 
-def test_names_from_before_megatron_core_are_refused_by_name():
-    key = "model.language_model.encoder.layers.0.input_layernorm.weight"
-    with pytest.raises(ContentError, match="before megatron-core"):
+def test_names_from_before_megatron_core_become_its_own():
+    keys = ("language_model.encoder.layers.0.input_layernorm.weight", "word_embeddings.weight")
+    found = find_tensors(Keys({f"model.{key}": (8, 8) for key in keys}), "a.nemo")
+    assert found.is_legacy
+    names = ["decoder.layers.0.self_attention.linear_qkv.layer_norm_weight", "output_layer.weight"]
+    assert list(found.model) == names
+
+
+def test_gate_and_up_kept_apart_become_one_tensor():
+    prefix = "model.language_model.encoder.layers.0.mlp.dense_h_to_4h"
+    halves = {f"{prefix}{end}.{part}": (6, 8) for end in ("", "_2") for part in ("weight", "bias")}
+    found = find_tensors(Keys(halves), "a.nemo").model
+    assert list(found) == [f"decoder.layers.0.mlp.linear_fc1.{part}" for part in ("weight", "bias")]
+    assert {place.info.shape for place in found.values()} == {(12, 8)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "post_attention_normformer_norm.weight",
+        "mlp.normalization.weight",
+        "self_attention.head_scale_tensor",
+        "inter_attention.query.weight",
+    ],
+)
+def test_what_megatron_core_has_no_place_for_is_refused(name):
+    key = f"model.language_model.encoder.layers.0.{name}"
+    with pytest.raises(ContentError, match=f"{name}.*no place for it"):
         find_tensors(Keys({key: (8,)}), "a.nemo")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import ContentError, SourceError
@@ -36,6 +37,17 @@ def test_wide_heads_and_stretched_positions_give_nemos_logits(tmp_path, quiet):
     """kv_channels 32 with 4 heads of a width of 64, rotary base 50000, interpolation factor 2."""
     export(FIXTURES / "llhf_dist_dir", tmp_path / "hf", reporter=quiet)
     assert_logits(tmp_path / "hf", "llhf_logits.npz", 640)
+
+
+def test_a_llama_from_before_megatron_core_gives_nemos_logits(tmp_path, quiet):
+    """Directly, and by way of today's form."""
+    original = FIXTURES / "legacyllama_tp1_file.nemo"
+    convert(original, tmp_path / "upgraded.nemo", reporter=quiet)
+    for source, target in ((original, "direct"), (tmp_path / "upgraded.nemo", "upgraded")):
+        export(source, tmp_path / target, reporter=quiet)
+        assert_logits(tmp_path / target, "legacyllama_logits.npz", 512)
+    assert open_source(tmp_path / "upgraded.nemo").layout == "torch_dist"
+    assert open_source(tmp_path / "upgraded.nemo").stored_config["mcore_gpt"] is True
 
 
 def test_an_adapter_is_merged_into_a_base_with_nemos_result(tmp_path, quiet):

@@ -21,6 +21,8 @@ KINDS = {
     "llhf_dist_dir": ("nemo directory", "torch_dist", "llama", 640),
     "hf_llama": ("hf", "safetensors", "llama", 512),
     "lora_tp1.nemo": ("nemo", "single file", "llama", 512),
+    "legacyllama_tp1_file.nemo": ("nemo", "single file, legacy names", "llama", 512),
+    "legacygptO2_tp1_file.nemo": ("nemo", "single file, legacy names", "gpt", 519),
 }
 
 

@@ -111,6 +111,13 @@ def test_gate_and_up_apart_are_one_tensor_and_a_half_is_not_copied():
         assert np.shares_memory(store.read("fc1.weight", (rows,)), arrays.arrays[key])
 
 
+def test_the_two_matrices_of_a_glu_from_before_megatron_core_are_one_tensor():
+    keys = [f"mlp.dense_h_to_4h{end}.{part}" for part in ("weight", "bias") for end in ("", "_2")]
+    store = fused(Arrays(**{key: np.full((2, 2), n) for n, key in enumerate(keys)}))
+    assert list(store.tensors) == ["mlp.dense_h_to_4h.weight", "mlp.dense_h_to_4h.bias"]
+    assert store.read("mlp.dense_h_to_4h.bias").tolist() == [[2, 2], [2, 2], [3, 3], [3, 3]]
+
+
 @pytest.mark.parametrize("up", [np.ones((2, 2)), None])
 def test_halves_that_do_not_fit_stay_what_they_are(up):
     arrays = Arrays(

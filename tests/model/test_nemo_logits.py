@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.open import open_source
+from nemoalign.log import PlainReporter
 from nemoalign.model.adapters import WithAdapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.forward import forward_logits
@@ -19,6 +21,7 @@ from nemoalign.parallel.state import start
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ONE = ParallelLayout(1)
 TOLERANCE = 2e-5
+BF16_TOLERANCE = 0.06
 
 
 def _difference(layout, source_name, logits_name, adapter_name=None):
@@ -62,10 +65,19 @@ def _difference(layout, source_name, logits_name, adapter_name=None):
         ("llama_tp2_ranks.nemo", "llama_logits.npz", None),
         ("llhf_dist_dir", "llhf_logits.npz", None),
         ("llama_tp2_ranks.nemo", "lora_tp1_logits.npz", "lora_tp1.nemo"),
+        ("legacyllama_tp1_file.nemo", "legacyllama_logits.npz", None),
     ],
 )
 def test_logits_are_those_nemo_computed(source, logits, adapter):
     assert _difference(ONE, source, logits, adapter) < TOLERANCE
+
+
+def test_a_gpt_from_before_megatron_core_gives_the_logits_nemo_computed_in_bf16(tmp_path):
+    original = FIXTURES / "legacygptO2_tp1_file.nemo"
+    upgraded = tmp_path / "upgraded.nemo"
+    convert(original, upgraded, reporter=PlainReporter(quiet=True))
+    for source in (original, upgraded):
+        assert _difference(ONE, source, "legacygptO2_logits.npz") < BF16_TOLERANCE
 
 
 @pytest.mark.dist

@@ -8,7 +8,6 @@ from nemoalign.weights.names import (
     canonical_name,
     is_adapter,
     layer_of,
-    legacy_name,
     stacked_key,
     with_layer,
 )
@@ -38,6 +37,10 @@ QKV = "self_attention.linear_qkv"
             "decoder.layers.1.mlp.experts.experts.7.linear_fc2.weight",
             "decoder.layers.1.mlp.experts.local_experts.7.linear_fc2.weight",
         ),
+        (
+            "model/module/decoder/layers.0.mlp.linear_fc2.weight",
+            "decoder.layers.0.mlp.linear_fc2.weight",
+        ),
         (f"model.decoder.layers.{QKV}._extra_state/shard_0_4", None),
         ("model.decoder.layers.0.self_attention.core_attention._extra_state", None),
         ("model.rotary_pos_emb.inv_freq", None),
@@ -66,8 +69,6 @@ def test_layers_are_read_and_filled_in():
     assert with_layer("decoder.layers.{i}.x", 3) == "decoder.layers.3.x"
 
 
-def test_adapters_and_names_from_before_megatron_core_are_recognised():
+def test_adapters_are_recognised():
     assert is_adapter("decoder.layers.0.mlp.adapter_layer.lora_4htoh_adapter.linear_in.weight")
     assert not is_adapter("decoder.layers.0.mlp.linear_fc2.weight")
-    assert legacy_name("language_model.encoder.layers.0.input_layernorm.weight")
-    assert not legacy_name("decoder.layers.0.mlp.linear_fc2.weight")
