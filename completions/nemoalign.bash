@@ -11,6 +11,7 @@ _nemoalign() {
     done
     case "$command:$flag" in
         inspect:--tensors|inspect:-k|inspect:--key) return;;
+        inspect:--diff) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:-o|convert:--out|convert:--tokenizer) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
@@ -33,7 +34,7 @@ _nemoalign() {
     case "$command" in
         "") words="inspect convert export sft --help --version";;
         inspect)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check -k --key --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check --diff -k --key --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --dtype --tokenizer --verify --to --help"

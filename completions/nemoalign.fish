@@ -14,6 +14,7 @@ complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s q -l quiet -d 
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l template -d 'Print only the template of a prompt'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l tensors -x -d 'Print name, shape and type of the tensors, all or those that match GLOB'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l check -d 'Read every byte and compare the sums that are stored'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l diff -r -F -d 'Compare with OTHER, a checkpoint of any form, and name what differs'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s k -l key -x -d 'Print only this value of model_config.yaml, such as optim.lr'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -s h -l help -d 'Show help'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -F

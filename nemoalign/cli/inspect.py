@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SHOWN = "What is shown"
 PATTERN_FLAG = "--tensors"
 EVERY_TENSOR = "*"
-VALUE_FLAGS = ("-k", "--key", PATTERN_FLAG)
+DIFF_FLAG = "--diff"
+VALUE_FLAGS = ("-k", "--key", DIFF_FLAG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,14 @@ class InspectFlags(Talk):
     )
     check: bool = setting(
         False, "Read every byte and compare the sums that are stored.", flag="--check", panel=SHOWN
+    )
+    diff: Path | None = setting(
+        None,
+        "Compare with OTHER, a checkpoint of any form, and name what differs.",
+        flag=DIFF_FLAG,
+        metavar="OTHER",
+        path_kind="any",
+        panel=SHOWN,
     )
     key: str | None = setting(
         None,
@@ -64,23 +73,25 @@ def with_pattern(arguments: Sequence[str]) -> list[str]:
 
 
 def _positionals(arguments: Sequence[str]) -> list[str]:
-    """Return the words after the command that are neither flags nor values of ``--key``."""
+    """Return the words after the command that are neither flags nor values of one."""
     words: list[str] = []
     before = ""
     for word in arguments[1:]:
-        if not word.startswith("-") and before not in ("-k", "--key"):
+        if not word.startswith("-") and before not in VALUE_FLAGS:
             words.append(word)
         before = word
     return words
 
 
 def inspect(typed: Mapping[str, Any]) -> int:
-    """Show what a checkpoint is; return 6 when a check of it fails."""
+    """Show what a checkpoint is; return 6 when it is damaged or differs from another."""
     known = flags.read(InspectFlags, typed)
-    if known.check:
-        from nemoalign.cli.trust import check
+    if known.check or known.diff:
+        from nemoalign.cli import trust
 
-        return check(typed["source"], known)
+        if known.diff:
+            return trust.diff(typed["source"], str(known.diff), known)
+        return trust.check(typed["source"], known)
 
     from nemoalign.checkpoint import inspect as room
     from nemoalign.checkpoint.open import open_source
@@ -221,7 +232,12 @@ COMMANDS = (
         summary="Show what a checkpoint is: family, sizes, layout, tokenizer, template, origin.",
         panel=PANEL,
         example="model.nemo",
-        more_examples=("model.nemo -k optim.lr", "model.nemo --tensors '*qkv*'"),
+        more_examples=(
+            "model.nemo -k optim.lr",
+            "model.nemo --tensors '*qkv*'",
+            "model.nemo --check",
+            "model.nemo --diff other/",
+        ),
         positional=SOURCE,
         entries=own_settings(InspectFlags),
         run=inspect,

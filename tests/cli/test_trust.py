@@ -37,3 +37,18 @@ def test_damage_ends_with_6_and_names_the_tensor(tmp_path):
     assert problem["file"] == "mp_rank_00/model_weights.ckpt"
     assert problem["tensor"] in ended.err
     assert ended.err.startswith("error: ")
+
+
+def test_two_forms_of_one_model_are_the_same():
+    ended = run("inspect", RANKS, "--diff", FIXTURES / "hf_llama")
+    assert (ended.code, ended.err) == (0, "")
+    assert "same: 27 tensors compared" in ended.out
+    assert {"torch", "transformers", "megatron"} & ended.modules == set()
+
+
+def test_another_model_ends_with_6_and_names_fields_and_tensors():
+    ended = run("inspect", RANKS, "--diff", FIXTURES / "llhf_dist_dir")
+    assert ended.code == 6
+    assert "config     rotary_base: 10000.0 -> 50000.0" in ended.out
+    assert "linear_qkv.weight: shape [128, 64] -> [256, 64]" in ended.out
+    assert json.loads(run("inspect", RANKS, "--diff", RANKS, "--json").out)["same"]
