@@ -91,7 +91,7 @@ def check_tensors(
             f"{where} has no word embedding, so it is no GPT language model. It holds {held}."
         )
     expected = expected_shapes(arch, tensors[EMBEDDING].shape[0])
-    _check_names(tensors, expected, where)
+    check_names(tensors, expected, where)
     for name, shape in expected.items():
         if tensors[name].shape != shape and not _other_positions(name, tensors[name], arch):
             raise ShapeError(
@@ -101,9 +101,14 @@ def check_tensors(
     return expected
 
 
-def _check_names(
+def check_names(
     tensors: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
+    """Compare the names of ``tensors`` with those expected.
+
+    Raises:
+        ContentError: when one is missing, or is there and nothing asks for it.
+    """
     missing = [name for name in expected if name not in tensors]
     unused = [name for name in tensors if name not in expected]
     if unused:

@@ -8,9 +8,12 @@ from typing import Any
 
 from nemoalign.checkpoint.adapter import MergedStore
 from nemoalign.checkpoint.hf_target import write_hf
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.source import AdapterInfo, Source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
+from nemoalign.checkpoint.vit_hf_target import write_vit_hf
+from nemoalign.checkpoint.vit_inspect import check_vit_flags
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ContentError, SourceError
 from nemoalign.log import Reporter
@@ -35,9 +38,14 @@ def export(
     """
     options = options or WriteOptions()
     target = Path(target)
-    opened = open_source(source)
+    opened = open_checkpoint(source)
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
+    if isinstance(opened, VitSource):
+        check_vit_flags(options, adapter)
+        for warning in opened.warnings:
+            reporter.warn(warning)
+        return write_vit_hf(opened, target, options, reporter)
     merged = with_adapter(opened, None if adapter is None else open_source(adapter), target)
     if merged.adapter is not None:
         rank, scale = merged.adapter.dim, merged.adapter.scale

@@ -12,9 +12,11 @@ from typing import Any
 
 from nemoalign.archive.files import Region
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
+from nemoalign.checkpoint.vit_inspect import inspect_vit
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, tokenizer_size
 from nemoalign.checkpoint.writing import prompt_template
 from nemoalign.errors import ConfigError, ContentError
@@ -31,11 +33,13 @@ def inspect(path: Path | str) -> dict[str, Any]:
     Raises:
         SourceError, ContentError: when it is no checkpoint, damaged or contradicts itself.
     """
-    return inspect_source(open_source(path))
+    return inspect_source(open_checkpoint(path))
 
 
-def inspect_source(source: Source) -> dict[str, Any]:
+def inspect_source(source: Source | VitSource) -> dict[str, Any]:
     """Return what ``inspect`` returns, for a checkpoint that is open already."""
+    if isinstance(source, VitSource):
+        return inspect_vit(source) | {"size_bytes": _size_bytes(source.path)}
     config = source.config
     return {
         "path": str(source.path),
@@ -64,7 +68,7 @@ def inspect_source(source: Source) -> dict[str, Any]:
     }
 
 
-def template_of(source: Source) -> str:
+def template_of(source: Source | VitSource) -> str:
     """Return the template a prompt must be put into, as ``--template`` prints it.
 
     Raises:
@@ -81,7 +85,7 @@ def template_of(source: Source) -> str:
     return found
 
 
-def list_tensors(source: Source, pattern: str = "*") -> list[dict[str, Any]]:
+def list_tensors(source: Source | VitSource, pattern: str = "*") -> list[dict[str, Any]]:
     """Return name, shape and dtype of every tensor whose canonical name matches a glob.
 
     Raises:
@@ -100,7 +104,7 @@ def list_tensors(source: Source, pattern: str = "*") -> list[dict[str, Any]]:
     return rows
 
 
-def find_value(source: Source, key: str) -> Any:
+def find_value(source: Source | VitSource, key: str) -> Any:
     """Return the value of a dotted key (``optim.sched.min_lr``, ``betas.0``) of model_config.yaml.
 
     Raises:
@@ -179,7 +183,7 @@ def _tokenizer(source: Source) -> dict[str, Any]:
     }
 
 
-def _chat_template(source: Source) -> str | None:
+def _chat_template(source: Source | VitSource) -> str | None:
     """Return the Jinja chat template: a file of its own, or a field of tokenizer_config.json."""
     own = source.files.get(f"{HF_FOLDER}chat_template.jinja")
     if own is not None:

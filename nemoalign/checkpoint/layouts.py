@@ -32,7 +32,7 @@ def open_weights(container: Container, arch: Architecture) -> Weights:
     if WEIGHTS_FILE in container.members:
         found = _found_in(container, WEIGHTS_FILE)
         return join_ranks({(0, 0): [found]}, arch, where, "single file")
-    names = _rank_files(container)
+    names = rank_files(container)
     if names:
         pp, tp = parallel_sizes(names, where)
         ranks = {rank: [_found_in(container, name)] for rank, name in names.items()}
@@ -71,7 +71,7 @@ def dist_weights(folder: Container, arch: Architecture) -> Weights:
     )
 
 
-def _rank_files(container: Container) -> dict[Rank, str]:
+def rank_files(container: Container) -> dict[Rank, str]:
     """Return the weights file of every rank."""
     files: dict[Rank, str] = {}
     for name in container.members:

@@ -47,7 +47,7 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
         ContentError: when tensors and configuration disagree or are not supported.
     """
     where = str(container.path)
-    stored, config = _read_configs(container)
+    stored, config = read_configs(container)
     _refuse_other_models(config, where)
     arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
     weights = open_weights(container, arch)
@@ -76,7 +76,7 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
     )
 
 
-def _read_configs(container: Container) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_configs(container: Container) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return model_config.yaml as stored and with its interpolations resolved."""
     where = f"{container.path}: {CONFIG_NAME}"
     if CONFIG_NAME not in container.members:

@@ -8,11 +8,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemoalign.archive.files import Region, open_container
+from nemoalign.archive.files import Container, Region, open_container
 from nemoalign.archive.torch_file import TorchFile
 from nemoalign.checkpoint.hf_source import open_hf
-from nemoalign.checkpoint.nemo_source import CONFIG_NAME, open_nemo
+from nemoalign.checkpoint.nemo_source import (
+    CONFIG_NAME,
+    open_nemo,
+    read_configs,
+    read_json_object,
+)
 from nemoalign.checkpoint.source import Source
+from nemoalign.checkpoint.vit_hf_source import is_hf_vit, open_vit_hf
+from nemoalign.checkpoint.vit_source import VitSource, is_vit, open_vit
 from nemoalign.errors import ContentError, SourceError
 
 _HF_CONFIG = "config.json"
@@ -20,6 +27,17 @@ _STEP = re.compile(r"(?:^|-)step=(\d+)")
 
 
 def open_source(path: Path | str) -> Source:
+    """Return the language model at ``path``; raises as ``open_checkpoint``, and for any other model."""
+    opened = open_checkpoint(path)
+    if isinstance(opened, VitSource):
+        raise ContentError(
+            f"{opened.path} is a ViT, an image classifier; this takes language models. A ViT can be "
+            "inspected, converted, resharded and exported."
+        )
+    return opened
+
+
+def open_checkpoint(path: Path | str) -> Source | VitSource:
     """Return the checkpoint at ``path``: a file, an unpacked one, a model directory or a run.
 
     Raises:
@@ -31,14 +49,24 @@ def open_source(path: Path | str) -> Source:
         raise SourceError(_missing(path))
     if path.is_file():
         _refuse_other_files(path)
-        return open_nemo(open_container(path), "nemo")
+        return _open_nemo(open_container(path), "nemo")
     found = _find(path)
     folder = None if found == path else path
     if found.is_file():
-        return open_nemo(open_container(found), "nemo", folder)
+        return _open_nemo(open_container(found), "nemo", folder)
     if (found / CONFIG_NAME).is_file():
-        return open_nemo(open_container(found), "nemo directory", folder)
-    return open_hf(open_container(found), folder)
+        return _open_nemo(open_container(found), "nemo directory", folder)
+    return _open_hf(open_container(found), folder)
+
+
+def _open_nemo(container: Container, kind: str, folder: Path | None = None) -> Source | VitSource:
+    _, config = read_configs(container)
+    return (open_vit if is_vit(config) else open_nemo)(container, kind, folder)
+
+
+def _open_hf(container: Container, folder: Path | None) -> Source | VitSource:
+    config = read_json_object(container.member(_HF_CONFIG), f"{container.path}: {_HF_CONFIG}")
+    return (open_vit_hf if is_hf_vit(config) else open_hf)(container, folder)
 
 
 def _find(folder: Path) -> Path:

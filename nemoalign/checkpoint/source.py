@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemoalign.archive.files import Region
 from nemoalign.archive.store import TensorStore
@@ -25,6 +25,19 @@ KINDS = {
     "hf": "Hugging Face model",
 }
 """What a source can be, in the words of a person."""
+
+
+class Described(Protocol):
+    """What every kind of opened checkpoint can say of itself."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """NeMo's tree with interpolations resolved."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a conversion report says of its source."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +95,7 @@ class Source:
     def dtypes(self) -> tuple[str, ...]:
         """The element types of the weights, the one with most elements first."""
         store = self.adapter.weights if self.adapter and self.is_adapter_only else self.weights
-        elements: dict[str, int] = {}
-        for info in store.tensors.values():
-            elements[info.dtype] = elements.get(info.dtype, 0) + math.prod(info.shape)
-        return tuple(sorted(elements, key=lambda name: -elements[name]))
+        return dtypes_of(store)
 
     def parameters(self) -> dict[str, int]:
         """Return the number of parameters by part of the model, without vocabulary padding."""
@@ -100,6 +110,17 @@ class Source:
         counts["total"] = sum(counts.values())
         return counts
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a conversion report says of its source."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "layout": self.layout,
+            "family": self.family.name,
+            "vocab_size": self.vocab_size,
+            "dtypes": list(self.dtypes),
+        }
+
     def describe(self) -> str:
         """Return what this is, in one line."""
         what = "LoRA adapter" if self.is_adapter_only else f"{self.family.name} model"
@@ -108,13 +129,22 @@ class Source:
             f"{KINDS[self.kind]} ({self.layout})",
             what,
             f"{self.arch.num_layers} layers of width {self.arch.hidden_size}",
-            f"{_rounded(total)} parameters",
+            f"{rounded(total)} parameters",
             "/".join(self.dtypes),
         ]
         return f"{self.path}: {', '.join(words)}"
 
 
-def _rounded(count: int) -> str:
+def dtypes_of(store: TensorStore) -> tuple[str, ...]:
+    """Return the element types of all tensors, the one with most elements first."""
+    elements: dict[str, int] = {}
+    for info in store.tensors.values():
+        elements[info.dtype] = elements.get(info.dtype, 0) + math.prod(info.shape)
+    return tuple(sorted(elements, key=lambda name: -elements[name]))
+
+
+def rounded(count: int) -> str:
+    """Return a large number in three digits and a word."""
     for unit, size in (("billion", 10**9), ("million", 10**6), ("thousand", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

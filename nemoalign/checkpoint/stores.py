@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,6 +190,31 @@ class MappedStore:
         """Return the arrays that, stacked along dim 0, are the tensor, copying as little as possible."""
         plan = self._plans[name]
         return plan.op.runs([self._store.read(hf_name) for hf_name in plan.hf_names], self._arch)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that is computed when it is asked for: what it will be, of what, and how."""
+
+    info: TensorInfo
+    sources: tuple[str, ...]
+    make: Callable[[], Array]
+
+
+class MadeStore:
+    """Tensors that are made of others, one at a time, when they are read."""
+
+    def __init__(self, made: Mapping[str, Made]) -> None:
+        self._made = made
+        self.tensors: Mapping[str, TensorInfo] = {n: tensor.info for n, tensor in made.items()}
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it."""
+        return self._made[name].make()[index]
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Return the names of the tensors that a tensor is made of."""
+        return self._made[name].sources
 
 
 def _joined_info(name: str, split: Split, places: Sequence[Place]) -> TensorInfo:

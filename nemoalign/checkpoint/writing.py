@@ -20,7 +20,7 @@ import nemoalign
 from nemoalign.archive.dtypes import Array, cast
 from nemoalign.archive.store import checksum_array
 from nemoalign.checkpoint.settings import section, text
-from nemoalign.checkpoint.source import EMBEDDING, Source
+from nemoalign.checkpoint.source import EMBEDDING, Described, Source
 from nemoalign.errors import (
     ConfigError,
     ConflictError,
@@ -210,18 +210,13 @@ def check_copies(source: Source) -> None:
             )
 
 
-def report_of(source: Source, target: Path, options: WriteOptions, began: float) -> dict[str, Any]:
+def report_of(
+    source: Described, target: Path, options: WriteOptions, began: float
+) -> dict[str, Any]:
     """Return the head of a conversion report; tensors and what is particular are added to it."""
     template = prompt_template(source.config)
     return {
-        "source": {
-            "path": str(source.path),
-            "kind": source.kind,
-            "layout": source.layout,
-            "family": source.family.name,
-            "vocab_size": source.vocab_size,
-            "dtypes": list(source.dtypes),
-        },
+        "source": source.facts(),
         "target": {"path": str(target), "dtype": options.dtype},
         "verified": options.verify,
         "seconds": round(time.perf_counter() - began, 3),

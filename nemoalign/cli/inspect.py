@@ -14,6 +14,7 @@ from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
     from nemoalign.checkpoint.source import Source
+    from nemoalign.checkpoint.vit_source import VitSource
 
 SHOWN = "What is shown"
 PATTERN_FLAG = "--tensors"
@@ -94,10 +95,10 @@ def inspect(typed: Mapping[str, Any]) -> int:
         return trust.check(typed["source"], known)
 
     from nemoalign.checkpoint import inspect as room
-    from nemoalign.checkpoint.open import open_source
+    from nemoalign.checkpoint.open import open_checkpoint
     from nemoalign.cli import show
 
-    source = open_source(typed["source"])
+    source = open_checkpoint(typed["source"])
     if known.key is not None:
         value = room.find_value(source, known.key)
         show.document(value) if known.json else show.emit(_raw(value))
@@ -128,7 +129,7 @@ def _show_tensors(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     show.columns(shapes, ("name", "shape", "type"))
 
 
-def _show_report(source: Source, report: Mapping[str, Any], *, as_json: bool) -> None:
+def _show_report(source: Source | VitSource, report: Mapping[str, Any], *, as_json: bool) -> None:
     from nemoalign.cli import show
 
     if as_json:
@@ -137,7 +138,8 @@ def _show_report(source: Source, report: Mapping[str, Any], *, as_json: bool) ->
     reporter = show.make_reporter()
     for warning in source.warnings:
         reporter.warn(warning)
-    show.emit("\n".join([report["what"], "", *_aligned(list(_rows(report)))]))
+    rows = _vit_rows if report["family"] == "vit" else _rows
+    show.emit("\n".join([report["what"], "", *_aligned(list(rows(report)))]))
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
@@ -174,6 +176,32 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "chat", f"{words}; --template prints it"
             break
     yield from _adapter(report["adapter"])
+    yield from _training(report["training"])
+
+
+def _vit_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is shown of an image classifier."""
+    from nemoalign.cli import show
+
+    sizes = report["sizes"]
+    if report["found_in"]:
+        yield "found", report["path"]
+    yield "family", f"vit / {report['hf_architecture'] or 'not in Hugging Face'}"
+    yield (
+        "sizes",
+        f"{sizes['layers']} layers, hidden {sizes['hidden']}, MLP {sizes['ffn']}, {sizes['heads']} "
+        f"heads of {sizes['head_dim']}",
+    )
+    height, width = sizes["image"]
+    yield "images", f"{height} x {width}, {sizes['channels']} channels, patches of {sizes['patch']}"
+    yield "positions", f"{sizes['class_tokens']} class tokens and {sizes['patches']} patches"
+    yield "head", f"{sizes['head']}, {sizes['classes']:,} classes"
+    yield "layer", f"{sizes['normalization']}, {sizes['activation']}"
+    yield "generation", report["generation"]
+    yield from _parameters(report["parameters"])
+    yield "layout", f"{report['layout']}, saved with TP {report['saved_with']['tp']}"
+    yield "dtype", ", ".join(report["dtypes"])
+    yield "size", show.amount_of(report["size_bytes"], "bytes")
     yield from _training(report["training"])
 
 

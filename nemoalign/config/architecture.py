@@ -75,7 +75,7 @@ class Architecture:
         if "window_size" in given:
             given["window_size"] = _window(given["window_size"])
         try:
-            return cls(**{name: _typed(name, value) for name, value in given.items()})
+            return cls(**{n: typed_value(_KINDS[n], n, value) for n, value in given.items()})
         except (TypeError, ValueError) as error:
             raise ContentError(f"model_config.yaml: {error}") from error
 
@@ -113,21 +113,19 @@ def _window(sides: Sequence[int | None]) -> tuple[int, int] | None:
     return None if left is None or left < 0 else (int(left), int(right or 0))
 
 
-_INTEGERS = {f.name for f in fields(Architecture) if f.type in ("int", "int | None")}
-_FLOATS = {f.name for f in fields(Architecture) if f.type in ("float", "float | None")}
-_BOOLEANS = {f.name for f in fields(Architecture) if f.type == "bool"}
+_KINDS = {f.name: str(f.type) for f in fields(Architecture)}
 
 
-def _typed(name: str, value: Any) -> Any:
-    """Return ``value`` as the field's type; YAML writes 10000.0 for an int base and "1e-5" for a float."""
-    if name in _BOOLEANS:
+def typed_value(kind: str, name: str, value: Any) -> Any:
+    """Return ``value`` as a field's type; YAML writes 10000.0 for an int base and "1e-5" for a float."""
+    if kind == "bool":
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}, not true or false.")
         return value
-    if name in _INTEGERS:
+    if kind in ("int", "int | None"):
         if isinstance(value, bool) or int(value) != float(value):
             raise TypeError(f"{name} is {value!r}, not a whole number.")
         return int(value)
-    if name in _FLOATS:
+    if kind in ("float", "float | None"):
         return float(value)
     return value

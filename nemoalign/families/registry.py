@@ -20,7 +20,9 @@ def families() -> tuple[Family, ...]:
     found: list[Family] = []
     for module in pkgutil.iter_modules(nemoalign.families.__path__):
         if module.name != __name__.rpartition(".")[2]:
-            found.append(importlib.import_module(f"nemoalign.families.{module.name}").FAMILY)
+            family = importlib.import_module(f"nemoalign.families.{module.name}").FAMILY
+            if isinstance(family, Family):  # others are no language models
+                found.append(family)
     return tuple(sorted(found, key=lambda family: (-len(family.fixed), family.name)))
 
 

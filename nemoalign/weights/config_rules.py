@@ -52,7 +52,7 @@ class Field:
             raise ContentError(f"config.json has no {self.hf}, which a model of this family needs.")
         return {self.nemo: self.default if value is None else value}
 
-    def to_hf(self, arch: Architecture) -> dict[str, Any]:
+    def to_hf(self, arch: object) -> dict[str, Any]:
         """Return the one config.json field."""
         return {self.hf: getattr(arch, self.nemo)}
 

@@ -38,7 +38,8 @@ def test_a_family_file_holds_only_a_docstring_imports_and_assignments(path):
 
 
 def test_every_file_of_the_package_is_a_family():
-    assert sorted(family.name for family in families()) == [path.stem for path in FILES]
+    others = {"vit"}  # no language models
+    assert {family.name for family in families()} == {path.stem for path in FILES} - others
 
 
 def test_hf_configs_are_found_by_architecture_or_model_type():
