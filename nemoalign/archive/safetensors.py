@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
 from nemoalign.archive.dtypes import Array, by_safetensors
 from nemoalign.archive.files import Container
+from nemoalign.archive.json_read import json_object
 from nemoalign.archive.regions import Region, map_tensor
 from nemoalign.archive.safetensors_write import INDEX_NAME, SINGLE_NAME, SafetensorsWriter
 from nemoalign.archive.store import DAMAGED, Index, TensorInfo, checked_shape
@@ -38,7 +38,7 @@ class SafetensorsStore:
 
     def _open_shards(self, container: Container) -> None:
         where = f"{container.path}/{INDEX_NAME}"
-        index = _json_object(container.member(INDEX_NAME).read(MAX_HEADER_BYTES), where)
+        index = json_object(container.member(INDEX_NAME).read(MAX_HEADER_BYTES), where)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict):
             raise SourceError(f'{where} has no "weight_map". {DAMAGED}')
@@ -67,7 +67,7 @@ def read_header(region: Region, where: str) -> dict[str, tuple[Region, int, Tens
             f"{region.path}: {where} states a header of {size} bytes in a file of {region.size}. "
             "It is truncated or no safetensors file: fetch it again."
         )
-    header = _json_object(region.bytes(8, size), f"{region.path}: the header of {where}")
+    header = json_object(region.bytes(8, size), f"{region.path}: the header of {where}")
     header.pop("__metadata__", None)
     data = region.part(8 + size, region.size - 8 - size)
     found: dict[str, tuple[Region, int, TensorInfo]] = {}
@@ -107,21 +107,3 @@ def _check_ranges(ranges: list[tuple[int, int]], size: int, where: str) -> None:
             f"{where} has {size} bytes of data where its header describes {expected}. The file is "
             "truncated: fetch it again."
         )
-
-
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        value: object = json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} is not valid JSON ({error}). {DAMAGED}") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{where} is not a JSON object. {DAMAGED}")
-    return cast("dict[str, Any]", value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        message = "a name occurs twice"
-        raise ValueError(message)
-    return result

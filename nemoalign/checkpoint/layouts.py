@@ -1,14 +1,14 @@
 """The layouts in which a NeMo checkpoint keeps its weights, each read as canonical tensors.
 
-One directory written by all ranks together (torch_dist), one torch file per rank, or a single file.
+One directory written by all ranks together (torch_dist, zarr), a torch file per rank, or one file.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-from nemoalign.archive.dist import DistStore, read_backend
 from nemoalign.archive.files import Container
+from nemoalign.archive.sharded import open_sharded
 from nemoalign.archive.store import TensorStore
 from nemoalign.archive.torch_file import TorchFile
 from nemoalign.checkpoint.canonical import Found, find_tensors, without_copies
@@ -54,16 +54,11 @@ def dist_weights(folder: Container, arch: Architecture) -> Weights:
         SourceError: when the save was not completed.
         ContentError: for names that are not supported.
     """
-    backend = read_backend(folder)
-    if backend != "torch_dist":
-        raise ContentError(
-            f"{folder.path} keeps its weights as {backend}, which is not supported yet. NeMo "
-            "2.0 to 2.2 rewrites it: convert_zarr_to_torch_dist.py."
-        )
-    found = find_tensors(DistStore(folder), str(folder.path))
+    store = open_sharded(folder)
+    found = find_tensors(store, str(folder.path))
     copies = without_copies(found.model, arch)
     return Weights(
-        backend,
+        store.backend,
         PlacedStore(found.model),
         PlacedStore(found.adapter),
         PlacedStore(copies),

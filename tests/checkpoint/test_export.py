@@ -26,7 +26,10 @@ def assert_logits(folder, name, vocab):
     assert np.abs(found - stored["logits"][..., :vocab]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("archive", ["llama.nemo", "llama_tp2_ranks.nemo", "chatsft_tp1_file.nemo"])
+@pytest.mark.parametrize(
+    "archive",
+    ["llama.nemo", "llama_tp2_ranks.nemo", "llama_tp1_zarr.nemo", "chatsft_tp1_file.nemo"],
+)
 def test_every_layout_of_one_model_exports_to_the_model_nemo_was_given(archive, tmp_path, quiet):
     export(FIXTURES / archive, tmp_path / "hf", reporter=quiet)
     assert_same_tensors(tmp_path / "hf", FIXTURES / "hf_llama")

@@ -35,7 +35,9 @@ def rank_model(path, tensors):
     torch.save(tensors, path)
 
 
-@pytest.mark.parametrize("name", ["llama_tp2_ranks.nemo", "chatsft_tp1_file.nemo"])
+@pytest.mark.parametrize(
+    "name", ["llama_tp2_ranks.nemo", "llama_tp1_zarr.nemo", "chatsft_tp1_file.nemo"]
+)
 def test_rank_files_join_to_the_tensors_of_the_distributed_archive(name):
     ours, reference = open_source(FIXTURES / name), open_source(FIXTURES / "llama.nemo")
     assert ours.weights.tensors == reference.weights.tensors
@@ -99,13 +101,6 @@ def test_an_unfinished_distributed_save_is_refused(tmp_path):
     folder = unpacked("llama.nemo", tmp_path / "m")
     (folder / "model_weights/metadata.json").unlink()
     with pytest.raises(SourceError, match="never completed"):
-        open_source(folder)
-
-
-def test_zarr_is_refused_by_name(tmp_path):
-    folder = unpacked("llama.nemo", tmp_path / "m")
-    (folder / "model_weights/metadata.json").write_text('{"sharded_backend": "zarr"}')
-    with pytest.raises(ContentError, match="as zarr, which is not supported yet"):
         open_source(folder)
 
 
