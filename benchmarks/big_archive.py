@@ -46,7 +46,9 @@ def main() -> None:
     before = bytes_read()
     inspected = run([*nemoalign, "inspect", archive])
     read = bytes_read() - before
-    resharded = run([*nemoalign, "reshard", archive, "-o", target, "--tp", 8, "--pp", 4])
+    resharded = run(
+        [*nemoalign, "reshard", archive, "-o", target, "--tp", 8, "--pp", 4, "--format", "ranks"]
+    )
     size = archive.stat().st_size
     allowed = (1 << 30) + 3 * largest
     figures: dict[str, Any] = {

@@ -7,19 +7,23 @@ _nemoalign() {
     if [[ $current == "=" ]]; then current=""
     elif [[ $flag == "=" ]]; then flag="${COMP_WORDS[COMP_CWORD-2]}"; fi
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        case "$word" in inspect|convert|export|sft) command="$word"; break;; esac
+        case "$word" in inspect|convert|export|reshard|sft) command="$word"; break;; esac
     done
     case "$command:$flag" in
         inspect:--tensors|inspect:-k|inspect:--key) return;;
         inspect:--diff) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:-o|convert:--out|convert:--tokenizer) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
-        convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
+        convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--to) COMPREPLY=($(compgen -W "auto nemo hf" -- "$current")); return;;
         export:-o|export:--out|export:--tokenizer|export:--adapter) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
-        export:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         export:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
+        export:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         export:--to) COMPREPLY=($(compgen -W "hf" -- "$current")); return;;
+        reshard:-o|reshard:--out) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
+        reshard:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
+        reshard:--tp|reshard:--pp|reshard:--ep|reshard:--vp) return;;
+        reshard:--format) COMPREPLY=($(compgen -W "auto dist ranks" -- "$current")); return;;
         sft:--ckpt|sft:--adapter|sft:--data|sft:--val|sft:-c|sft:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         sft:--mbs|sft:--gbs|sft:--seq-len|sft:--tp|sft:--pp|sft:--vp|sft:--cp|sft:--ep|sft:--seed|sft:--lora|sft:--lora-alpha|sft:--lr|sft:--weight-decay|sft:--warmup|sft:--min-lr|sft:--num-nodes|sft:--devices|sft:--epochs|sft:--max-steps|sft:--val-every|sft:--save-every|sft:--grad-clip|sft:--max-time|sft:--monitor|sft:--keep-top) return;;
         sft:--recompute) COMPREPLY=($(compgen -W "none selective full" -- "$current")); return;;
@@ -32,15 +36,18 @@ _nemoalign() {
         sft:-s|sft:--set) compopt -o nospace; COMPREPLY=($(compgen -S = -W "pretrained_checkpoint.restore_from_path model.micro_batch_size model.global_batch_size model.encoder_seq_length model.tensor_model_parallel_size model.pipeline_model_parallel_size model.virtual_pipeline_model_parallel_size model.context_parallel_size model.expert_model_parallel_size model.sequence_parallel model.seed model.hidden_dropout model.attention_dropout model.activations_checkpoint_granularity model.peft.peft_scheme model.peft.restore_from_path model.peft.lora_tuning.adapter_dim model.peft.lora_tuning.alpha model.peft.lora_tuning.target_modules model.peft.lora_tuning.adapter_dropout model.peft.lora_tuning.dropout_position model.peft.lora_tuning.column_init_method model.data.chat_prompt_tokens.system_turn_start model.data.chat_prompt_tokens.turn_start model.data.chat_prompt_tokens.label_start model.data.chat_prompt_tokens.end_of_turn model.data.chat_prompt_tokens.end_of_name model.data.train_ds.file_path model.data.train_ds.prompt_template model.data.train_ds.label_key model.data.train_ds.truncation_field model.data.train_ds.truncation_method model.data.train_ds.add_bos model.data.train_ds.add_eos model.data.train_ds.add_sep model.data.train_ds.max_seq_length model.data.train_ds.shuffle model.data.validation_ds.file_path model.data.format model.optim.name model.optim.lr model.optim.weight_decay model.optim.betas model.optim.eps model.optim.sched.name model.optim.sched.warmup_steps model.optim.sched.constant_steps model.optim.sched.min_lr model.optim.sched.max_steps model.sft.mask trainer.num_nodes trainer.devices trainer.precision trainer.sft.max_epochs trainer.sft.max_steps trainer.sft.val_check_interval trainer.sft.save_interval trainer.sft.gradient_clip_val trainer.max_time exp_manager.explicit_log_dir exp_manager.overwrite exp_manager.resume_if_exists exp_manager.checkpoint_callback_params.monitor exp_manager.checkpoint_callback_params.save_top_k" -- "$current")); return;;
     esac
     case "$command" in
-        "") words="inspect convert export sft --help --version";;
+        "") words="inspect convert export reshard sft --help --version";;
         inspect)
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check --diff -k --key --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --dtype --tokenizer --verify --to --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         export)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --dtype --tokenizer --verify --to --adapter --merge --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --adapter --merge --help"
+            else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
+        reshard)
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --tp --pp --ep --vp --format --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         sft)
             if [[ $current == -* ]]; then words="--ckpt --mbs --gbs --seq-len --tp --pp --vp --cp --ep --sequence-parallel --no-sequence-parallel --seed --recompute --adapter --lora --lora-alpha --lora-targets --data --shuffle --no-shuffle --val --format --lr --weight-decay --schedule --warmup --min-lr --mask --num-nodes --devices --precision --epochs --max-steps --val-every --save-every --grad-clip --max-time -o --out --overwrite --resume --no-resume --monitor --keep-top --json -v --verbose -q --quiet -c --config -s --set -n --dry-run --print-config --help"

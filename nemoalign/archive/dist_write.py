@@ -18,7 +18,7 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.pickle_write import Call, Global, Instance, dump_pickle
 from nemoalign.archive.sink import Sink
 from nemoalign.archive.store import TensorInfo
-from nemoalign.archive.torch_file import write_empty, write_record
+from nemoalign.archive.torch_write import write_empty, write_record
 from nemoalign.archive.zip_write import ALIGNMENT
 from nemoalign.errors import ContentError, ShapeError
 

@@ -84,6 +84,12 @@ class FileWriter:
         self._start_flush(done)
         return done
 
+    def skip(self, count: int) -> int:
+        """Leave ``count`` bytes, zero until ``put`` writes them, and return where they begin."""
+        start = self._written
+        self._written += count
+        return start
+
     def _start_flush(self, count: int) -> None:
         self._unflushed += count
         if self._unflushed >= WRITEBACK_BYTES and (self._flush is None or self._flush.done()):

@@ -36,6 +36,7 @@ class TarWriter:
         self._temporary = temporary_name(path)
         self._names: set[str] = set()
         self._member_is_open = False
+        self._reserved: list[Reserved] = []
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ class TarWriter:
 
     def _finish(self) -> None:
         assert not self._member_is_open, "members are closed before the archive"
+        assert all(member.is_full for member in self._reserved), "what is reserved is written"
         # Two zero blocks end a tar; GNU tar fills the last record of 20 blocks.
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))
         self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
@@ -90,6 +92,14 @@ class TarWriter:
         self._file.write(bytes(-member.tell() % tarfile.BLOCKSIZE))
         self._file.put(header, header_at)
 
+    def reserve(self, name: str, size: int) -> Reserved:
+        """Add one file of known size that may be written while others are."""
+        assert not self._member_is_open, "a tar takes one member at a time"
+        self._file.write(self._header(name, size, tarfile.REGTYPE))
+        padded = size + -size % tarfile.BLOCKSIZE
+        self._reserved.append(Reserved(self._file, self._file.skip(padded), size))
+        return self._reserved[-1]
+
     def _header(self, name: str, size: int, kind: bytes) -> bytes:
         assert name not in self._names, f"{name!r} is already in the archive"
         self._names.add(name)
@@ -100,6 +110,28 @@ class TarWriter:
         info.mtime = MODIFIED
         # GNU format states sizes above 8 GiB inside the same 512 bytes, so a header can be patched.
         return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+
+
+class Reserved:
+    """The place of one member of known size, written from its start to its end."""
+
+    def __init__(self, file: FileWriter, start: int, size: int) -> None:
+        self._file = file
+        self._start = start
+        self._size = size
+        self._written = 0
+
+    @property
+    def is_full(self) -> bool:
+        """True when every byte was written."""
+        return self._written == self._size
+
+    def write(self, data: Bytes, /) -> int:
+        """Append bytes."""
+        assert self._written + len(data) <= self._size, "a member stays inside its place"
+        count = self._file.put(data, self._start + self._written)
+        self._written += count
+        return count
 
 
 class _Member:

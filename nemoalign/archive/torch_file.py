@@ -1,4 +1,4 @@
-"""torch.save files, read lazily and written streaming, without torch."""
+"""torch.save files, read lazily, without torch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from functools import cached_property
 from typing import Any, cast
 
 from nemoalign.archive.dtypes import Array, dtype
-from nemoalign.archive.pickle_write import Call, Global, Persistent, dump_pickle
 from nemoalign.archive.pickles import MAX_BYTES, load_pickle
-from nemoalign.archive.regions import Region, map_strided, row_major_strides
+from nemoalign.archive.regions import Region, map_strided
 from nemoalign.archive.stand_ins import Record, TensorRef
-from nemoalign.archive.store import DAMAGED, Index, TensorInfo, as_bytes
+from nemoalign.archive.store import DAMAGED, Index, TensorInfo
 from nemoalign.archive.zip_read import read_zip
-from nemoalign.archive.zip_write import ALIGNMENT, Write, ZipStream
 from nemoalign.errors import SourceError
 
 MAX_DEPTH = 16
 """Levels of dictionaries and lists above a tensor; an optimizer state in a .ckpt has six."""
 
 MAX_NODES = 5_000_000
-
-_ORDERED_DICT = Global("collections", "OrderedDict")
 
 
 class TorchFile:
@@ -106,68 +102,3 @@ def bytes_of(value: object) -> bytes | None:
             return content
         case _:
             return None
-
-
-def write_torch_file(write: Write, tensors: Mapping[str, tuple[Array, str]]) -> int:
-    """Write an OrderedDict of tensors and return its size; ``torch.load`` reads it by mmap too.
-
-    ``tensors`` is asked twice for each tensor (first for its shape), one at a time and in order, so
-    a mapping that reads lazily keeps only one in memory.
-    """
-    state = {
-        name: _saved_tensor(array.shape, kind, str(number))
-        for number, (name, (array, kind)) in enumerate(tensors.items())
-    }
-    stream = ZipStream(write)
-    _begin(stream, dump_pickle(Call(_ORDERED_DICT, (), state)))
-    for number, name in enumerate(tensors):
-        stream.add(f"data/{number}", as_bytes(tensors[name][0]))
-    return _end(stream)
-
-
-def write_tensor(write: Write, array: Array, kind: str) -> int:
-    """Write one tensor as torch.save would and return the size of its zip."""
-    return write_record(write, array, kind)[0]
-
-
-def write_record(write: Write, array: Array, kind: str) -> tuple[int, int]:
-    """Write one tensor as ``write_tensor`` does; return the zip's size and the data's CRC-32."""
-    stream = ZipStream(write)
-    _begin(stream, dump_pickle(_saved_tensor(array.shape, kind, "0")))
-    crc = stream.add("data/0", as_bytes(array))
-    return _end(stream), crc
-
-
-def write_empty(write: Write) -> int:
-    """Write an empty dictionary as torch.save would and return the size of its zip."""
-    stream = ZipStream(write)
-    _begin(stream, dump_pickle({}))
-    return _end(stream)
-
-
-def _begin(stream: ZipStream, pickle: bytes) -> None:
-    stream.add("data.pkl", pickle)
-    stream.add(".format_version", b"1")
-    stream.add(".storage_alignment", str(ALIGNMENT).encode())
-    stream.add("byteorder", b"little")
-
-
-def _end(stream: ZipStream) -> int:
-    stream.add("version", b"3\n")
-    # torch puts two numbers of 20 digits that identify the content; ours depend on it alone.
-    stream.add(".data/serialization_id", f"{stream.position:020d}{stream.checksum:020d}".encode())
-    return stream.close()
-
-
-def _saved_tensor(shape: tuple[int, ...], name: str, key: str) -> Call:
-    kind = dtype(name)
-    size = TensorInfo(shape, name).size
-    typed = kind.torch_storage != "UntypedStorage"
-    storage = Global("torch" if typed else "torch.storage", kind.torch_storage)
-    # An untyped storage counts bytes; all types without a typed one have a single byte.
-    pid = Persistent(("storage", storage, key, "cpu", size * (1 if typed else kind.itemsize)))
-    strides = row_major_strides(shape)
-    view = (pid, 0, shape, strides, False, Call(_ORDERED_DICT))
-    if typed:
-        return Call(Global("torch._utils", "_rebuild_tensor_v2"), view)
-    return Call(Global("torch._utils", "_rebuild_tensor_v3"), (*view, Global("torch", name)))

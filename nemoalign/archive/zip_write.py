@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ALIGNMENT = 64
 BLOCK_BYTES = 4 << 20
@@ -59,14 +59,26 @@ class ZipStream:
 
     def add(self, name: str, data: bytes | memoryview) -> int:
         """Write one entry and return its CRC-32."""
-        full = f"{self._top}/{name}".encode()
-        entry = _Entry(full, self._position, len(data), 0)
-        self._put(_local_header(entry))
+        begun = self._begin(name, len(data))
         crc = write_blocks(self._put, memoryview(data))
-        widths = "<4sLQQ" if len(data) >= LARGE else "<4sLLL"
-        self._put(struct.pack(widths, b"PK\x07\x08", crc, len(data), len(data)))
-        self._entries.append(_Entry(full, entry.offset, len(data), crc))
+        self._finish(begun, crc)
         return crc
+
+    def skip(self, name: str, size: int) -> None:
+        """Count one entry without its data, to learn how large a zip becomes."""
+        begun = self._begin(name, size)
+        self._position += size
+        self._finish(begun, 0)
+
+    def _begin(self, name: str, size: int) -> _Entry:
+        entry = _Entry(f"{self._top}/{name}".encode(), self._position, size, 0)
+        self._put(_local_header(entry))
+        return entry
+
+    def _finish(self, entry: _Entry, crc: int) -> None:
+        widths = "<4sLQQ" if entry.size >= LARGE else "<4sLLL"
+        self._put(struct.pack(widths, b"PK\x07\x08", crc, entry.size, entry.size))
+        self._entries.append(replace(entry, crc=crc))
 
     def close(self) -> int:
         """Write the central directory and return the size of the whole zip."""

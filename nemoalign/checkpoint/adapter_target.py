@@ -14,7 +14,8 @@ from typing import Any
 from nemoalign.archive.files import open_container
 from nemoalign.archive.store import checksum_array
 from nemoalign.archive.tar import TarWriter
-from nemoalign.archive.torch_file import TorchFile, write_torch_file
+from nemoalign.archive.torch_file import TorchFile
+from nemoalign.archive.torch_write import write_torch_file
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nemoalign.archive.dist import DistStore
 from nemoalign.archive.dist_write import ChunkId, DistWriter
@@ -14,12 +14,13 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.files import open_container
 from nemoalign.archive.tar import TarWriter
 from nemoalign.checkpoint.adapter import MergedStore
+from nemoalign.checkpoint.cut import WHOLE, Cut
 from nemoalign.checkpoint.layouts import WEIGHTS_FOLDER
-from nemoalign.checkpoint.nemo_config import PRECISIONS, provenance
-from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME, open_nemo
+from nemoalign.checkpoint.nemo_members import settings_for, write_members
+from nemoalign.checkpoint.nemo_source import MANIFEST_NAME, open_nemo
+from nemoalign.checkpoint.shards import Shards
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
-from nemoalign.checkpoint.stores import MappedStore, PlacedStore
-from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, real_vocabulary
+from nemoalign.checkpoint.stores import MappedStore
 from nemoalign.checkpoint.writing import (
     REPORT_NAME,
     Account,
@@ -31,27 +32,20 @@ from nemoalign.checkpoint.writing import (
     verify_written,
     write_report,
 )
-from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
 from nemoalign.errors import NemoAlignError, VerificationError
 from nemoalign.log import Reporter
 from nemoalign.weights.names import stacked_key
 from nemoalign.weights.ops import PadVocab
 from nemoalign.weights.splits import GATED_ROWS
-from nemoalign.weights.tensors import expected_shapes, split_of
-
-_WHOLE_MODEL: Mapping[str, Any] = {
-    "mcore_gpt": True,
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-}
-"""What a checkpoint says of its layout when every rank can read it."""
+from nemoalign.weights.tensors import split_of
 
 
 def write_nemo(
-    source: Source, target: Path, options: WriteOptions, reporter: Reporter
+    source: Source, target: Path, options: WriteOptions, reporter: Reporter, cut: Cut = WHOLE
 ) -> dict[str, Any]:
     """Write ``source`` as a ``.nemo`` file and return the report, which is also kept beside it.
+
+    Its chunks follow ``cut``, as its ranks would have written them; any number of ranks reads them.
 
     Raises:
         ContentError: when the source contradicts itself.
@@ -63,7 +57,7 @@ def write_nemo(
     total = _total_bytes(source, options)
     with staging(target, total) as stage:
         with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
-            sums = _write_archive(source, stage, options, account, bar.advance)
+            sums = _write_archive(source, stage, options, account, cut, bar.advance)
         account.close()
         if options.verify == "hash":
             with reporter.progress("Verifying", total, "bytes") as bar:
@@ -76,44 +70,56 @@ def write_nemo(
 
 
 def _write_archive(
-    source: Source, stage: Path, options: WriteOptions, account: Account, advance: Any
+    source: Source, stage: Path, options: WriteOptions, account: Account, cut: Cut, advance: Any
 ) -> Mapping[ChunkId, int]:
     """Write all members and return the checksum of every chunk."""
     with TarWriter(stage) as tar:
-        tar.add_bytes(CONFIG_NAME, dump_checkpoint_config(_config(source, options)).encode())
-        if any("/" in name for name in source.files):
-            tar.add_directory("hf")
-        for name, region in source.files.items():
-            tar.add_bytes(name, region.read(MAX_FILE_BYTES))
+        write_members(tar, source, settings_for(source, options, cut))
         with DistWriter(tar, f"{WEIGHTS_FOLDER}/") as writer:
-            for name in expected_shapes(source.arch, 1):
-                _write_tensor(writer, source, name, options, account)
+            shards = Shards(source, cut.tp)
+            for name in cut.in_order(source.weights.tensors):
+                _write_tensor(writer, source, name, options, account, shards)
                 advance(account.rows[-1].pop("bytes"))
         tar.add_bytes(MANIFEST_NAME, _manifest(writer.checksums))
     return writer.checksums
 
 
 def _write_tensor(
-    writer: DistWriter, source: Source, name: str, options: WriteOptions, account: Account
+    writer: DistWriter,
+    source: Source,
+    name: str,
+    options: WriteOptions,
+    account: Account,
+    shards: Shards,
 ) -> None:
-    kind = source.weights.tensors[name].dtype
-    runs = [options.cast(run, kind, name) for run in runs_of(source, name)]
+    info = shards.tensors[name]
+    written = options.written_dtype(info.dtype)
     key, layer = stacked_key(name)
-    shape = (sum(len(run) for run in runs), *runs[0].shape[1:])
-    rest = (0,) * (len(shape) - 1)
-    row = 0
-    for run in runs:
-        written = options.written_dtype(kind)
+    size = 0
+    for offsets, part in _chunks(source, name, shards):
+        array = options.cast(part, info.dtype, name)
+        size += array.nbytes
         if layer is None:
-            writer.add(key, shape, (row, *rest), run, written)
+            writer.add(key, info.shape, offsets, array, written)
         else:
-            whole = (source.arch.num_layers, *shape)
-            writer.add(key, whole, (layer, row, *rest), run[None], written)
-        row += len(run)
-    account.record(name, {key: shape}, options.written_dtype(kind))
-    account.rows[-1] |= {"layer": layer, "bytes": sum(run.nbytes for run in runs)}
+            whole = (source.arch.num_layers, *info.shape)
+            writer.add(key, whole, (layer, *offsets), array[None], written)
+    account.record(name, {key: info.shape}, written)
+    account.rows[-1] |= {"layer": layer, "bytes": size}
     if isinstance(source.weights, MappedStore):
         account.rows[-1]["hf"] = list(source.weights.hf_names(name))
+
+
+def _chunks(source: Source, name: str, shards: Shards) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Yield offsets and values of the chunks that ranks would write; one rank copies nothing."""
+    if shards.tp > 1:
+        for piece in shards.pieces(name):
+            yield piece.offsets, piece.array
+        return
+    row = 0
+    for run in runs_of(source, name):
+        yield (row, *(0,) * (run.ndim - 1)), run
+        row += len(run)
 
 
 def runs_of(source: Source, name: str) -> tuple[Array, ...]:
@@ -139,20 +145,6 @@ def runs_of(source: Source, name: str) -> tuple[Array, ...]:
     return (store.read(name),)
 
 
-def _config(source: Source, options: WriteOptions) -> dict[str, Any]:
-    """Return model_config.yaml: the source's own, unknown fields included, for a whole model."""
-    main = source.weights.tensors[EMBEDDING].dtype
-    written = options.written_dtype(main)
-    config = {**source.stored_config, **_WHOLE_MODEL}
-    if config.get("sequence_parallel"):
-        config["sequence_parallel"] = False
-    if written != main or "precision" not in config:
-        config["precision"] = PRECISIONS.get(written, 32)
-    known = real_vocabulary(source.config, source.hf_config, source.files)
-    ours = provenance(source.family, known) | {"dtype": written}
-    return config | {"nemoalign": (config.get("nemoalign") or {}) | ours}
-
-
 def _total_bytes(source: Source, options: WriteOptions) -> int:
     return sum(
         info.size * dtype(options.written_dtype(info.dtype)).itemsize
@@ -170,9 +162,9 @@ def _manifest(sums: Mapping[ChunkId, int]) -> bytes:
 def _verify(stage: Path, sums: Mapping[ChunkId, int], advance: Any) -> None:
     """Open the finished archive as any reader would, and compare every chunk with its sum."""
     try:
-        opened = open_nemo(open_container(stage), "nemo")
-        store = cast("PlacedStore", opened.weights).place(EMBEDDING).store
-        assert isinstance(store, DistStore), "the archive was written as torch_dist"
+        container = open_container(stage)
+        open_nemo(container, "nemo")
+        store = DistStore(container.under(WEIGHTS_FOLDER))
     except NemoAlignError as error:
         raise VerificationError(f"What was written does not open: {error}") from error
     shapes = {(key, at): shape for key in store.tensors for at, shape in store.chunks(key)}

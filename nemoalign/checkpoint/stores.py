@@ -43,6 +43,11 @@ class PlacedStore:
         self._places = places
         self.tensors: Mapping[str, TensorInfo] = {n: place.info for n, place in places.items()}
 
+    @property
+    def keys(self) -> list[str]:
+        """The names of the tensors on disk."""
+        return [place.key for place in self._places.values()]
+
     def place(self, name: str) -> Place:
         """Return where a tensor is."""
         return self._places[name]
@@ -61,8 +66,13 @@ class JoinedStore:
             name: _joined_info(name, split, places) for name, (split, places) in shards.items()
         }
 
+    @property
+    def keys(self) -> list[str]:
+        """The names of the tensors in the files."""
+        return [place.key for _, places in self._shards.values() for place in places[:1]]
+
     def read(self, name: str, index: Index = ()) -> Array:
-        """Return the joined tensor or a slice of it.
+        """Return the joined tensor or a slice of it; of shards outside the slice nothing is read.
 
         Raises:
             ContentError: when ranks hold different values of a tensor they all must share.
@@ -70,23 +80,35 @@ class JoinedStore:
         split, places = self._shards[name]
         if len(places) == 1:
             return places[0].read(index)
-        if split.dim is not None:
-            return split.join([place.read() for place in places])[index]
-        first = places[0].read()
-        for rank, place in enumerate(places):
-            if not np.array_equal(_bits(first), _bits(place.read())):
-                where = getattr(place.store, "where", "")
-                raise ContentError(
-                    f'"{name}" is the same on every tensor-parallel rank, but rank {rank} holds '
-                    f"other values than rank 0{f' ({where})' if where else ''}. The checkpoint is "
-                    "corrupt: fetch it again."
-                )
-        return first[index]
+        if split.dim is None:
+            return _equal_copies(name, places)[index]
+        shape = self.tensors[name].shape
+        bounds = bounds_of(shape, index)
+        rest = [slice(*bound) for bound in bounds]
+        parts = [
+            places[rank].read((*rest[: split.dim], inside, *rest[split.dim + 1 :]))
+            for rank, inside in split.sources(shape, len(places), bounds[split.dim])
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, split.dim)
 
     def replicated(self) -> list[str]:
         """Return the tensors that several ranks hold whole, and must hold with the same values."""
         shards = self._shards.items()
         return [name for name, (split, places) in shards if split.dim is None and len(places) > 1]
+
+
+class UnionStore:
+    """The tensors of two stores of one checkpoint: a base model and its adapter."""
+
+    def __init__(self, first: TensorStore, second: TensorStore) -> None:
+        self._first = first
+        self._second = second
+        self.tensors: Mapping[str, TensorInfo] = {**first.tensors, **second.tensors}
+
+    def read(self, name: str, index: Index = ()) -> Array:
+        """Return a tensor or a slice of it."""
+        store = self._first if name in self._first.tensors else self._second
+        return store.read(name, index)
 
 
 _HALVES = (
@@ -226,6 +248,20 @@ def _joined_info(name: str, split: Split, places: Sequence[Place]) -> TensorInfo
     if split.dim is not None and split.dim >= len(info.shape):
         raise ShapeError(f'"{name}" has shape {list(info.shape)}, which ranks cannot share out.')
     return TensorInfo(split.whole_shape(info.shape, len(places)), info.dtype)
+
+
+def _equal_copies(name: str, places: Sequence[Place]) -> Array:
+    """Return what every rank holds alike."""
+    first = places[0].read()
+    for rank, place in enumerate(places):
+        if not np.array_equal(_bits(first), _bits(place.read())):
+            where = getattr(place.store, "where", "")
+            raise ContentError(
+                f'"{name}" is the same on every tensor-parallel rank, but rank {rank} holds '
+                f"other values than rank 0{f' ({where})' if where else ''}. The checkpoint is "
+                "corrupt: fetch it again."
+            )
+    return first
 
 
 def _bits(array: Array) -> Array:

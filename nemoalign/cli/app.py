@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import nemoalign
-from nemoalign.cli import checkpoint, inspect, train
+from nemoalign.cli import checkpoint, inspect, reshard, train
 from nemoalign.cli.help import Group, HelpOption
 from nemoalign.errors import (
     INTERRUPTED,
@@ -68,7 +68,7 @@ def program(show_help: HelpOption = False, version: VersionOption = False) -> No
     del show_help, version
 
 
-COMMANDS = (*inspect.COMMANDS, *checkpoint.COMMANDS, *train.COMMANDS)
+COMMANDS = (*inspect.COMMANDS, *checkpoint.COMMANDS, *reshard.COMMANDS, *train.COMMANDS)
 for command in COMMANDS:
     command.register(app)
 

@@ -28,8 +28,8 @@ SOURCE = Positional(
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteFlags(Talk):
-    """What convert and export share."""
+class OutputFlags(Talk):
+    """What every command shares that writes a checkpoint."""
 
     out: Path = setting(
         None,
@@ -44,6 +44,15 @@ class WriteFlags(Talk):
     overwrite: bool = setting(
         False, "Replace DST when it exists.", flag="--overwrite", panel=OUTPUT
     )
+    verify: Literal["none", "hash"] = setting(
+        "hash", "Read the output back and compare every tensor.", flag="--verify", panel=TARGET
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteFlags(OutputFlags):
+    """What convert and export share."""
+
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = setting(
         "keep", "Element type of the weights.", flag="--dtype", panel=TARGET
     )
@@ -54,9 +63,6 @@ class WriteFlags(Talk):
         path_kind="any",
         shown="the source's",
         panel=TARGET,
-    )
-    verify: Literal["none", "hash"] = setting(
-        "hash", "Read the output back and compare every tensor.", flag="--verify", panel=TARGET
     )
 
     def options(self) -> WriteOptions:
@@ -113,7 +119,7 @@ def convert(typed: Mapping[str, Any]) -> None:
     report = convert_checkpoint(
         typed["source"], known.out, known.options(), to=known.to, reporter=reporter
     )
-    _show_written(report, known)
+    show_written(report, known)
 
 
 def export(typed: Mapping[str, Any]) -> None:
@@ -127,10 +133,11 @@ def export(typed: Mapping[str, Any]) -> None:
     report = export_checkpoint(
         typed["source"], known.out, known.options(), adapter=known.adapter, reporter=reporter
     )
-    _show_written(report, known)
+    show_written(report, known)
 
 
-def _show_written(report: Mapping[str, Any], known: WriteFlags) -> None:
+def show_written(report: Mapping[str, Any], known: OutputFlags) -> None:
+    """Show a conversion report on stdout: one line, or with --json all of it."""
     from nemoalign.cli import show
 
     if known.json:

@@ -58,7 +58,7 @@ class ParallelLayout:
             raise ConfigError(
                 f"{self.world_size} ranks cannot hold whole copies of the model at --tp {self.tp} x "
                 f"--pp {self.pp} x --cp {self.cp} = {self.ranks_per_replica} ranks each; "
-                f"use --devices {_choices(works)}."
+                f"use --devices {choices(works)}."
             )
 
     @property
@@ -119,7 +119,7 @@ class ParallelLayout:
             works = [n for n in (below, below + group) if n]
             raise ConfigError(
                 f"--gbs {global_batch_size} is not divisible by --mbs {micro_batch_size} x dp "
-                f"{self.dp}{interleaved} = {group}. Use --gbs {_choices(works)}."
+                f"{self.dp}{interleaved} = {group}. Use --gbs {choices(works)}."
             )
         return global_batch_size // unit
 
@@ -130,15 +130,15 @@ class ParallelLayout:
             ConfigError: when heads, the MLP or the layers do not divide, or an axis is not offered.
         """
         self._check_axes(arch)
-        self._check_tensor_parallel(arch)
+        check_tensor_parallel(arch, self.tp)
         chunks = self.pp * (self.vp or 1)
         if arch.num_layers % chunks:
             if self.vp:
                 raise ConfigError(
                     f"{arch.num_layers} layers cannot be split over --pp {self.pp} x --vp {self.vp}; "
-                    f"their product must be {_choices(_divisors(arch.num_layers))}."
+                    f"their product must be {choices(divisors(arch.num_layers))}."
                 )
-            works = _choices(_divisors(arch.num_layers))
+            works = choices(divisors(arch.num_layers))
             raise ConfigError(
                 f"{arch.num_layers} layers cannot be split over --pp {self.pp}; use --pp {works}."
             )
@@ -156,26 +156,33 @@ class ParallelLayout:
                 "experts; use --ep 1."
             )
 
-    def _check_tensor_parallel(self, arch: Architecture) -> None:
-        heads, groups = arch.num_attention_heads, arch.query_groups
-        works = _choices(_divisors(math.gcd(heads, groups, arch.ffn_hidden_size)))
-        if heads % self.tp or groups % self.tp:
-            raise ConfigError(
-                f"{heads} attention heads and {groups} query groups cannot be split over "
-                f"--tp {self.tp}; use --tp {works}."
-            )
-        if arch.ffn_hidden_size % self.tp:
-            raise ConfigError(
-                f"The MLP's {arch.ffn_hidden_size} rows (ffn_hidden_size) cannot be split over "
-                f"--tp {self.tp}; use --tp {works}."
-            )
+
+def check_tensor_parallel(arch: Architecture, tp: int) -> None:
+    """Refuse a tensor-parallel size that cuts through a head, a query group or the MLP unevenly.
+
+    Raises:
+        ConfigError: naming the sizes that work.
+    """
+    heads, groups = arch.num_attention_heads, arch.query_groups
+    works = choices(divisors(math.gcd(heads, groups, arch.ffn_hidden_size)))
+    if heads % tp or groups % tp:
+        raise ConfigError(
+            f"{heads} attention heads and {groups} query groups cannot be split over "
+            f"--tp {tp}; use --tp {works}."
+        )
+    if arch.ffn_hidden_size % tp:
+        raise ConfigError(
+            f"The MLP's {arch.ffn_hidden_size} rows (ffn_hidden_size) cannot be split over "
+            f"--tp {tp}; use --tp {works}."
+        )
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Return every size that divides ``number``, from 1 on."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _choices(values: list[int]) -> str:
+def choices(values: list[int]) -> str:
     """Return "1", "1 or 3", "1, 2 or 4"; only the smallest few of many."""
     words = [str(value) for value in values[:MAX_SUGGESTIONS]]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -14,13 +14,17 @@ from nemoalign.weights.legacy import modern_name
 PREFIXES = ("model.module.", "module.", "model.")
 """Prefixes a checkpoint may put before a module's own names, longest first."""
 
+PREFIX = "model."
+"""The one that NeMo writes."""
+
 _IGNORED_PARTS = ("_extra_state",)
 _IGNORED_ENDS = ("rotary_pos_emb.inv_freq",)
 _IGNORED_STARTS = ("optimizer.", "chained_", "rng_state", "rerun_state")
-_RENAMES = (
+RENAMES = (
     (".input_layernorm.", ".self_attention.linear_qkv.layer_norm_"),
     (".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_"),
 )
+"""Norms as modules of their own, and as Transformer Engine fuses them; the latter is canonical."""
 
 _EXPERT = re.compile(r"\.experts\.experts\.(?=\d+\.)")
 """Experts under keys of their own, numbered globally: ``singleton_local_shards`` writes them so."""
@@ -41,7 +45,7 @@ def canonical_name(key: str) -> str | None:
     head, found, rest = name.partition("decoder.layers.")
     if found and not head and not rest.partition(".")[0].isdigit():
         name = f"decoder.layers.{{i}}.{rest}"
-    for module, fused in _RENAMES:
+    for module, fused in RENAMES:
         name = name.replace(module, fused)
     return _EXPERT.sub(".experts.local_experts.", name)
 

@@ -43,6 +43,31 @@ class Split:
         starts = [index * run + rank * part for index in range(self.runs)]
         return tuple(self._region(shape, start, start + part) for start in starts)
 
+    def sources(
+        self, shape: Sequence[int], tp: int, wanted: tuple[int, int]
+    ) -> list[tuple[int, slice]]:
+        """Return the ranks, and the parts of their shards, that joined are a part of the whole.
+
+        ``wanted`` is first and one-past-last along ``dim`` of a whole tensor of ``shape``; the parts
+        come in that order. Inverse of ``pieces``.
+
+        Raises:
+            ShapeError: when the dimension does not divide by ``runs`` x ``tp``.
+        """
+        assert self.dim is not None, "every rank holds the whole of a replicated tensor"
+        start, stop = wanted
+        found: list[tuple[int, int, slice]] = []
+        for rank in range(tp):
+            at = 0  # where the piece begins in the shard
+            for piece in self.pieces(shape, tp, rank):
+                begin, end = piece[self.dim].start, piece[self.dim].stop
+                first, last = max(begin, start), min(end, stop)
+                if first < last or (first == last and not found):
+                    found.append((first, rank, slice(at + first - begin, at + last - begin)))
+                at += end - begin
+        whole = [part for part in found if part[2].start < part[2].stop] or found[:1]
+        return [(rank, part) for _, rank, part in sorted(whole, key=lambda item: item[0])]
+
     def _region(self, shape: Sequence[int], start: int, stop: int) -> Index:
         return tuple(
             slice(start, stop) if dim == self.dim else slice(0, size)

@@ -111,3 +111,24 @@ def test_members_are_written_one_at_a_time(tmp_path: Path) -> None:
         with tar.member("a"), pytest.raises(AssertionError, match="one member"):
             tar.add_bytes("b", b"2")
         tar.add_bytes("b", b"2")
+
+
+def test_reserved_members_are_written_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "x.nemo"
+    with TarWriter(path) as tar:
+        first, second = tar.reserve("a", 600), tar.reserve("b", 3)
+        tar.add_bytes("c", b"last")
+        first.write(b"1" * 300)
+        second.write(b"abc")
+        first.write(memoryview(b"2" * 300))
+    with tarfile.open(path, "r:") as tar:
+        assert tar.extractfile("./a").read() == b"1" * 300 + b"2" * 300
+        assert tar.extractfile("./b").read() == b"abc"
+        assert tar.extractfile("./c").read() == b"last"
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_reserved_member_is_filled_exactly(size: int, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError), TarWriter(tmp_path / "x.nemo") as tar:
+        tar.reserve("a", size).write(b"abc")
+    assert not list(tmp_path.iterdir())

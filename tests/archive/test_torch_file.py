@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +18,6 @@ from nemoalign.archive.torch_file import (
     TorchFile,
     bytes_of,
     flatten_tensors,
-    write_empty,
-    write_record,
-    write_tensor,
-    write_torch_file,
 )
 from nemoalign.errors import NemoAlignError, SourceError
 from tests.archive.makers import (
@@ -64,87 +57,12 @@ def test_a_genuine_rank_file_holds_what_torch_loads(rank: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_torch_reads_a_tensor_we_write_and_we_read_it_back(
-    name: str, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    array = raw_array(name, shape)
-    path = tmp_path / "t.pt"
-    with path.open("wb") as out:
-        assert write_tensor(out.write, array, name) == out.tell()
-    for mmap in (False, True):
-        tensor = torch.load(path, weights_only=True, mmap=mmap)
-        assert (tensor.dtype, tuple(tensor.shape)) == (getattr(torch, name), shape)
-        assert bits(tensor) == array.tobytes()
-    file = opened(path)
-    assert file.read_ref(file.tree).tobytes() == array.tobytes()
-    assert file.tensors == {"": TensorInfo(shape, name)}
-
-
-@pytest.mark.parametrize("name", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
 def test_we_read_a_tensor_torch_writes(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     array = raw_array(name, shape)
     file = opened(save(tmp_path / "t.pt", {"x": to_torch(array, name)}))
     found = file.read("x")
     assert (found.dtype, found.shape) == (DTYPES[name].numpy, shape)
     assert found.tobytes() == array.tobytes()
-
-
-def test_a_record_is_written_as_torch_writes_it(tmp_path: Path) -> None:
-    array = raw_array("bfloat16", (3, 5))
-    ours, theirs = io.BytesIO(), io.BytesIO()
-    write_tensor(ours.write, array, "bfloat16")
-    torch.save(to_torch(array, "bfloat16"), theirs)
-    with zipfile.ZipFile(ours) as mine, zipfile.ZipFile(theirs) as torchs:
-        assert mine.namelist() == torchs.namelist()
-        for name in mine.namelist()[1:-1]:
-            assert mine.read(name) == torchs.read(name)
-        assert len(mine.read(mine.namelist()[-1])) == len(torchs.read(torchs.namelist()[-1]))
-
-
-def test_the_checksum_of_a_record_is_that_of_its_data(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    size, crc = write_record(buffer.write, raw_array("float32", (7,)), "float32")
-    assert size == buffer.tell()
-    with zipfile.ZipFile(buffer) as file:
-        assert crc == file.getinfo("archive/data/0").CRC
-
-
-LAZY_SHAPES = {"model.a": (3, 4), "model.b": (), "model.c": (2, 0), "model.d": (9,)}
-
-
-class Lazy(Mapping[str, tuple[np.ndarray, str]]):
-    """Tensors that are made when they are asked for."""
-
-    def __getitem__(self, name: str) -> tuple[np.ndarray, str]:
-        return raw_array("float32", LAZY_SHAPES[name], seed=len(name)), "float32"
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(LAZY_SHAPES)
-
-    def __len__(self) -> int:
-        return len(LAZY_SHAPES)
-
-
-def test_torch_reads_a_state_dict_we_write(tmp_path: Path) -> None:
-    path = tmp_path / "w.ckpt"
-    with path.open("wb") as out:
-        assert write_torch_file(out.write, Lazy()) == out.tell()
-    for mmap in (False, True):
-        loaded = torch.load(path, weights_only=True, mmap=mmap)
-        assert type(loaded) is OrderedDict
-        assert list(loaded) == list(LAZY_SHAPES)
-        for name, (array, _) in Lazy().items():
-            assert bits(loaded[name]) == array.tobytes()
-    assert {n: opened(path).read(n).tobytes() for n in Lazy()} == {
-        n: array.tobytes() for n, (array, _) in Lazy().items()
-    }
-
-
-def test_an_empty_dictionary_is_read_by_torch(tmp_path: Path) -> None:
-    with (tmp_path / "c").open("wb") as out:
-        assert write_empty(out.write) == out.tell()
-    assert torch.load(tmp_path / "c", weights_only=True) == {}
 
 
 def test_views_share_a_storage_and_are_read_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from nemoalign.archive import zip_write
 from nemoalign.archive.regions import Region
-from nemoalign.archive.torch_file import write_tensor
+from nemoalign.archive.torch_write import write_tensor
 from nemoalign.archive.zip_read import read_zip
 from nemoalign.archive.zip_write import ALIGNMENT, ZipStream, write_blocks
 from tests.archive.makers import bits, raw_array

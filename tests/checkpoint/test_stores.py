@@ -11,7 +11,7 @@ from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.ops import FuseGateUp, PadVocab
 from nemoalign.weights.rules import TensorPlan
-from nemoalign.weights.splits import COLUMNS, GATED_ROWS, REPLICATED
+from nemoalign.weights.splits import COLUMNS, GATED_ROWS, REPLICATED, ROWS
 
 ARCH = Architecture(
     num_layers=1,
@@ -52,6 +52,39 @@ def test_gated_shards_are_joined_half_by_half():
     assert store.tensors["w"].shape == (4, 1)
     assert store.read("w").ravel().tolist() == [1, 2, 3, 4]
     assert store.read("w", (slice(1, 3),)).ravel().tolist() == [2, 3]
+
+
+class Touched(Arrays):
+    """Remembers which elements were asked for."""
+
+    def __init__(self, array):
+        super().__init__(w=array)
+        self.read_elements = 0
+
+    def read(self, name, index=()):
+        found = super().read(name, index)
+        self.read_elements += found.size
+        return found
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "touched"),
+    [
+        (ROWS, (slice(2, 5),), [8, 4]),
+        (ROWS, (slice(4, 8), slice(1, 2)), [0, 4]),
+        (COLUMNS, (slice(0, 3), slice(3, 5)), [3, 3]),
+        (GATED_ROWS, (slice(1, 3),), [4, 4]),
+        (GATED_ROWS, (slice(6, 8), slice(0, 2)), [0, 4]),
+        (ROWS, (slice(4, 4),), [0, 0]),
+        (COLUMNS, (), [32, 32]),
+    ],
+)
+def test_a_slice_reads_only_its_own_parts_of_the_shards(split, index, touched):
+    whole = np.arange(64.0).reshape(8, 8)[:, : 8 if split is COLUMNS else 4]
+    shards = [Touched(shard) for shard in split.split(whole, 2)]
+    store = JoinedStore({"w": (split, [Place(shard, "w") for shard in shards])})
+    np.testing.assert_array_equal(store.read("w", index), whole[index])
+    assert [shard.read_elements for shard in shards] == touched
 
 
 def test_equal_nans_are_no_difference_between_ranks():

@@ -1,0 +1,168 @@
+"""Write a ``.nemo`` as one torch file per rank, the layout that NeMo's older readers know.
+
+A stage's files are written side by side, each tensor cut for all of them at once, so that a source
+is read once whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemoalign.archive.files import open_container
+from nemoalign.archive.store import TensorInfo
+from nemoalign.archive.tar import TarWriter
+from nemoalign.archive.torch_file import TorchFile
+from nemoalign.archive.torch_write import TorchWriter, torch_file_size
+from nemoalign.checkpoint.cut import Cut
+from nemoalign.checkpoint.layouts import WEIGHTS_FILE
+from nemoalign.checkpoint.nemo_members import settings_for, write_members
+from nemoalign.checkpoint.nemo_source import MANIFEST_NAME, open_nemo
+from nemoalign.checkpoint.shards import Shards, all_tensors
+from nemoalign.checkpoint.source import EMBEDDING, Source
+from nemoalign.checkpoint.writing import (
+    REPORT_NAME,
+    Account,
+    WriteOptions,
+    check_copies,
+    hex_sum,
+    report_of,
+    staging,
+    verify_written,
+    write_report,
+)
+from nemoalign.errors import NemoAlignError, VerificationError
+from nemoalign.log import Reporter
+from nemoalign.weights.spelling import Spelling
+
+TensorId = tuple[str, str]
+"""A rank's file and the key of a tensor in it."""
+
+
+@dataclass
+class _Job:
+    """What is being written, and what was."""
+
+    shards: Shards
+    cut: Cut
+    spelling: Spelling
+    names: list[str]
+    tied: bool
+    account: Account
+    sums: dict[TensorId, int] = field(default_factory=dict[TensorId, int])
+    targets: dict[str, dict[str, tuple[int, ...]]] = field(
+        default_factory=dict[str, dict[str, tuple[int, ...]]]
+    )
+
+    def keys(self, stage: int) -> dict[str, str]:
+        """Return the keys in the files of a stage, in order, each with its canonical name."""
+        layers = self.cut.stages[stage]
+        held = [name for name in self.names if self.cut.stage_of(name) == stage]
+        keys = {self.spelling.key(name, layers.start): name for name in held}
+        if self.tied and stage > 0 and stage == self.cut.pp - 1:
+            keys[self.spelling.tied_copy] = EMBEDDING
+        return keys
+
+
+def write_ranks(
+    source: Source, target: Path, cut: Cut, spelling: Spelling, reporter: Reporter, verify: str
+) -> dict[str, Any]:
+    """Write ``source`` for the ranks of ``cut`` and return the report, also kept beside the file.
+
+    Raises:
+        ContentError: when the source contradicts itself.
+        VerificationError: when what was written does not read back; nothing is kept then.
+    """
+    began = time.perf_counter()
+    options = WriteOptions(verify=verify)
+    check_copies(source)
+    tensors = source.weights.tensors
+    tied = source.arch.share_embeddings_and_output_weights and EMBEDDING in tensors
+    account = Account(list(tensors))
+    job = _Job(Shards(source, cut.tp), cut, spelling, cut.in_order(tensors), tied, account)
+    total = sum(torch_file_size(_infos(job, job.keys(s))) * cut.tp for s in range(cut.pp))
+    with staging(target, total) as stage:
+        with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
+            _write_archive(job, source, stage, options, bar.advance)
+        account.close()
+        if verify == "hash":
+            with reporter.progress("Verifying", total, "bytes") as bar:
+                _verify(job, stage, bar.advance)
+        size = stage.stat().st_size
+    report = report_of(source, target, options, began)
+    report |= {"bytes": size, "tensors": account.rows}
+    write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
+    return report
+
+
+def member_name(cut: Cut, tp_rank: int, pp_rank: int) -> str:
+    """Return the file of a rank, by NeMo's rule: no folder for one rank, no stage for one stage."""
+    if cut.tp == cut.pp == 1:
+        return WEIGHTS_FILE
+    if cut.pp == 1:
+        return f"mp_rank_{tp_rank:02d}/{WEIGHTS_FILE}"
+    return f"tp_rank_{tp_rank:02d}_pp_rank_{pp_rank:03d}/{WEIGHTS_FILE}"
+
+
+def _write_archive(
+    job: _Job, source: Source, stage: Path, options: WriteOptions, advance: Any
+) -> None:
+    with TarWriter(stage) as tar:
+        write_members(tar, source, settings_for(source, options, job.cut))
+        for number in range(job.cut.pp):
+            _write_stage(job, tar, number, advance)
+        for name, info in job.shards.tensors.items():
+            job.account.record(name, job.targets[name], info.dtype)
+            files = (place.split(":", 1) for place in job.targets[name])
+            job.account.rows[-1]["crc32"] = [hex_sum(job.sums[file, key]) for file, key in files]
+        tar.add_bytes(MANIFEST_NAME, _manifest(job.sums))
+
+
+def _write_stage(job: _Job, tar: TarWriter, number: int, advance: Any) -> None:
+    """Write the files of all tensor-parallel ranks of one pipeline stage together."""
+    keys = job.keys(number)
+    infos = _infos(job, keys)
+    size = torch_file_size(infos)
+    members = [member_name(job.cut, rank, number) for rank in range(job.cut.tp)]
+    writers: list[TorchWriter] = []
+    for member in members:
+        if "/" in member:
+            tar.add_directory(member.rpartition("/")[0])
+        writers.append(TorchWriter(tar.reserve(member, size).write, infos))
+    for key, name in keys.items():
+        for member, writer, array in zip(members, writers, job.shards.shards(name), strict=True):
+            job.sums[member, key] = writer.add(key, array)
+            job.targets.setdefault(name, {})[f"{member}:{key}"] = array.shape
+            advance(array.nbytes)
+    for writer in writers:
+        writer.close()
+
+
+def _infos(job: _Job, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
+    return {key: job.shards.shard_info(name) for key, name in keys.items()}
+
+
+def _manifest(sums: Mapping[TensorId, int]) -> bytes:
+    files: dict[str, dict[str, str]] = {}
+    for (member, key), crc in sums.items():
+        files.setdefault(member, {})[key] = hex_sum(crc)
+    return json.dumps({"version": 1, "files": files}).encode()
+
+
+def _verify(job: _Job, stage: Path, advance: Any) -> None:
+    """Open the finished archive as any reader would, and compare every tensor with its sum."""
+    container = open_container(stage)
+    try:
+        opened = all_tensors(open_nemo(container, "nemo"))
+        members = {member for member, _ in job.sums}
+        files = {name: TorchFile(container.member(name), f"{stage}: {name}") for name in members}
+    except NemoAlignError as error:
+        raise VerificationError(f"What was written does not open: {error}") from error
+    found = {(name, key) for name, file in files.items() for key in file.tensors}
+    if found != job.sums.keys() or dict(opened.tensors) != dict(job.shards.tensors):
+        raise VerificationError("What was written has other tensors than were given to it.")
+    verify_written(job.sums, lambda place: files[place[0]].read(place[1]), advance)

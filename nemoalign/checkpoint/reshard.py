@@ -1,0 +1,96 @@
+"""``nemoalign reshard``: any source to a ``.nemo`` for other numbers of ranks, names as they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nemoalign.checkpoint.cut import Cut, cut_for
+from nemoalign.checkpoint.nemo_target import write_nemo
+from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.rank_target import write_ranks
+from nemoalign.checkpoint.shards import all_tensors
+from nemoalign.checkpoint.source import Source
+from nemoalign.checkpoint.stores import JoinedStore
+from nemoalign.checkpoint.writing import WriteOptions, check_target
+from nemoalign.errors import ConfigError
+from nemoalign.log import Reporter
+from nemoalign.weights.spelling import Spelling, spelling_of
+
+FORMATS = ("auto", "dist", "ranks")
+"""What ``--format`` takes; ``auto`` is the source's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardOptions:
+    """How a checkpoint is resharded: the flags of ``reshard``."""
+
+    tp: int
+    pp: int = 1
+    ep: int = 1
+    vp: int | None = None
+    format: str = "auto"
+    verify: str = "hash"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"--format is {self.format}; use one of {', '.join(FORMATS)}.")
+
+
+def reshard(
+    source: Path | str, target: Path | str, options: ReshardOptions, *, reporter: Reporter
+) -> dict[str, Any]:
+    """Write a checkpoint for other numbers of ranks and return the report kept beside it.
+
+    Raises:
+        ConfigError: when the model cannot be cut so; the sizes that work are named.
+        SourceError, ContentError, ConflictError, VerificationError: as the exit codes say; nothing
+            is left under the target's name then.
+    """
+    target = Path(target)
+    writing = WriteOptions(verify=options.verify, overwrite=options.overwrite)
+    opened = open_source(source)
+    check_target(target, opened.path, writing)
+    reporter.say(opened.describe())
+    for warning in opened.warnings:
+        reporter.warn(warning)
+    cut = cut_for(opened, tp=options.tp, pp=options.pp, ep=options.ep, vp=options.vp)
+    everything = replace(opened, weights=all_tensors(opened))
+    if _format(opened, options) == "dist":
+        return write_nemo(everything, target, writing, reporter, cut)
+    _check_ranks(cut)
+    return write_ranks(everything, target, cut, _spelling(opened), reporter, options.verify)
+
+
+def _format(source: Source, options: ReshardOptions) -> str:
+    """Return the form to write; an adapter alone is always ranks, since NeMo reads no other."""
+    if options.format != "auto":
+        return options.format
+    if source.is_adapter_only or isinstance(source.weights, JoinedStore):
+        return "ranks"
+    return "dist"
+
+
+def _spelling(source: Source) -> Spelling:
+    """Return the names of a source's ranks, or those that NeMo builds for its configuration."""
+    if isinstance(source.weights, JoinedStore) and source.weights.tensors:
+        return spelling_of(source.weights.keys)
+    return Spelling(fused_norms=bool(source.config.get("transformer_engine")))
+
+
+def _check_ranks(cut: Cut) -> None:
+    """Refuse what the names of rank files have no room for."""
+    if cut.vp is not None:
+        raise ConfigError(
+            f"--vp {cut.vp} does not go with --format ranks: NeMo keeps the chunks of an interleaved "
+            "pipeline apart in .ckpt files only, and reads no .nemo of them. Use --format dist, "
+            "which every pipeline reads, or leave --vp away."
+        )
+    if cut.ep > 1:
+        raise ConfigError(
+            f"--ep {cut.ep} does not go with --format ranks: NeMo's directories are named by tensor "
+            "and pipeline rank (tp_rank_00_pp_rank_000), so experts of different ranks would "
+            "overwrite each other. Use --format dist, which any --ep reads, or leave --ep away."
+        )
