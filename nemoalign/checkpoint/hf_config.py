@@ -50,8 +50,8 @@ def check_exportable(source: Source) -> None:
         return
     family, differences = nearest_family(source.arch)
     raise ContentError(
-        f"{source.path} is a NeMo GPT that no Hugging Face family of ours represents yet: it "
-        f"differs from {family.name} in {', '.join(differences)}. It can be inspected, trained and "
+        f"{source.path} is a GPT that no Hugging Face family known here can represent: the nearest, "
+        f"{family.name}, differs in {', '.join(differences)}. It can be inspected, trained and "
         "converted to .nemo."
     )
 

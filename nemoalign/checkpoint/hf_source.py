@@ -59,7 +59,7 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     files = kept_files(container)
     config = _config(family, hf_config, files, container.path.resolve().name)
     arch = read_architecture(config, f"{where}: config.json")
-    store = SafetensorsStore(container)
+    store = _with_prefix(SafetensorsStore(container), family)
     shapes = expected_shapes(arch, arch.padded_vocab_size(vocab_size))
     plans = tensor_plans(family, arch)
     copies = _check_tensors(store, plans, shapes, arch, family, vocab_size)
@@ -82,6 +82,16 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
         copies=copies,
         folder=folder,
     )
+
+
+def _with_prefix(store: TensorStore, family: Family) -> TensorStore:
+    """Return the tensors of a model that was saved without its head under the names it has with it."""
+    prefix = family.hf_prefix
+    if any(name.startswith(prefix) for name in store.tensors):
+        return store
+    heads = [name for rule in family.weights if rule.megatron == HEAD for name in rule.hf_names]
+    names = {name if name in heads else prefix + name: name for name in store.tensors}
+    return PlacedStore({full: Place(store, name) for full, name in names.items()})
 
 
 def kept_files(container: Container) -> dict[str, Region]:

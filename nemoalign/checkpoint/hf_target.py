@@ -15,6 +15,7 @@ from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.writing import WriteOptions, check_copies, report_of
 from nemoalign.log import Reporter
+from nemoalign.weights.gamma_ops import CenterGamma
 from nemoalign.weights.rules import TensorPlan, tensor_plans
 
 
@@ -33,14 +34,29 @@ def write_hf(
     files, notes = hf_files(source, options)
     for note in notes:
         reporter.warn(note)
+    plans = tensor_plans(source.family, source.arch)
+    _warn_of_rounding(source, plans, reporter)
     directory = Directory(
         tensors=list(source.weights.tensors),
-        pieces=[_piece(source, plan) for plan in tensor_plans(source.family, source.arch)],
+        pieces=[_piece(source, plan) for plan in plans],
         files=files,
         report=partial(report_of, source, target, options, began),
         reopen=open_hf,
     )
     return write_directory(directory, target, options, reporter)
+
+
+def _warn_of_rounding(source: Source, plans: list[TensorPlan], reporter: Reporter) -> None:
+    """Say which norm weights Hugging Face's form of them cannot hold exactly."""
+    centered = [(plan.name, plan.op) for plan in plans if isinstance(plan.op, CenterGamma)]
+    rounded = [
+        name for name, op in centered if not op.is_exact(source.weights.read(name), source.arch)
+    ]
+    if rounded:
+        reporter.warn(
+            f"{source.path} keeps norm weights whole, Hugging Face minus one: of {len(centered)} norms "
+            f'{len(rounded)} hold a value that had to be rounded, "{rounded[0]}" first.'
+        )
 
 
 def _piece(source: Source, plan: TensorPlan) -> Piece:

@@ -99,6 +99,23 @@ class Architecture:
         """True when ``linear_fc1`` holds [gate; up]."""
         return self.activation in GATED
 
+    @property
+    def gelu_is_tanh(self) -> bool:
+        """True when gelu is its tanh form: by ``openai_gelu``, or because the fused kernel computes that."""
+        is_gelu = self.activation.lower() in ("gelu", "geglu", "fast-geglu")
+        is_fused = self.bias_activation_fusion and (self.gated or self.bias)
+        return self.openai_gelu or (is_gelu and is_fused)
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key and one value head."""
+        return self.num_attention_heads // self.query_groups
+
+    @property
+    def heads_fill_hidden(self) -> bool:
+        """True when the heads together are as wide as the model."""
+        return self.num_attention_heads * self.head_dim == self.hidden_size
+
     def padded_vocab_size(self, vocab_size: int, tp: int = 1) -> int:
         """Rows of the embedding at tensor-parallel size ``tp`` (``_vocab_size_with_padding``)."""
         if self.override_vocab_size is not None and self.override_vocab_size % tp == 0:

@@ -1,6 +1,6 @@
 """Llama 1 to 3.x and every model that is spelled ``LlamaForCausalLM``."""
 
-from nemoalign.weights.config_rules import Choice, Field, Heads, Positions, Rope
+from nemoalign.weights.config_rules import Choice, Field, Heads, Only, Positions, Rope
 from nemoalign.weights.ops import FuseGateUp, FuseQKV, PadVocab
 from nemoalign.weights.rules import Family, WeightRule
 
@@ -76,6 +76,7 @@ FAMILY = Family(
         Heads(),
         Positions(),
         Rope(),
+        Only("partial_rotary_factor", 1.0),
         Choice("activation", "hidden_act", {"fast-swiglu": "silu", "swiglu": "silu"}, "silu"),
         Field("bias", "attention_bias", False),
         Field("bias", "mlp_bias", False),

@@ -1,7 +1,7 @@
 """Qwen 2 and 2.5: llama's tensors with biases on query, key and value alone."""
 
 from nemoalign.families.llama import FAMILY as LLAMA
-from nemoalign.weights.config_rules import Choice, Field, Heads, Positions, Rope
+from nemoalign.weights.config_rules import Choice, Field, Heads, Only, Positions, Rope
 from nemoalign.weights.rules import Family
 from nemoalign.weights.window_rules import LayerWindow
 
@@ -18,6 +18,7 @@ FAMILY = Family(
         Heads(groups=32),
         Positions(),
         Rope(),
+        Only("partial_rotary_factor", 1.0),
         LayerWindow(),
         Choice("activation", "hidden_act", {"fast-swiglu": "silu", "swiglu": "silu"}, "silu"),
         Field("layernorm_epsilon", "rms_norm_eps", 1e-6),

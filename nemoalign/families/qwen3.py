@@ -30,6 +30,7 @@ FAMILY = Family(
         Heads(groups=32, width=128),
         Positions(),
         Rope(),
+        Only("partial_rotary_factor", 1.0),
         LayerWindow(),
         Choice("activation", "hidden_act", {"fast-swiglu": "silu", "swiglu": "silu"}, "silu"),
         Only("attention_bias", False),

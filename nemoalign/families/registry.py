@@ -16,14 +16,18 @@ from nemoalign.weights.rules import Family
 
 @cache
 def families() -> tuple[Family, ...]:
-    """Return every family of the package, the most particular (most ``fixed`` fields) first."""
+    """Return every family of the package, the most particular (most ``fixed`` and ``facts``) first."""
     found: list[Family] = []
     for module in pkgutil.iter_modules(nemoalign.families.__path__):
         if module.name != __name__.rpartition(".")[2]:
             family = importlib.import_module(f"nemoalign.families.{module.name}").FAMILY
             if isinstance(family, Family):  # others are no language models
                 found.append(family)
-    return tuple(sorted(found, key=lambda family: (-len(family.fixed), family.name)))
+    return tuple(sorted(found, key=_particular_first))
+
+
+def _particular_first(family: Family) -> tuple[int, str]:
+    return -len(family.fixed) - len(family.facts), family.name
 
 
 def family_for_hf(config: Mapping[str, Any]) -> Family:

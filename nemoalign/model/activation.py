@@ -54,11 +54,7 @@ def activation_function(arch: Architecture) -> Callable[[Tensor], Tensor]:
         raise ContentError(
             f"model_config.yaml: activation is {arch.activation!r}; known are {', '.join(_FUNCTIONS)}."
         )
-    function = _FUNCTIONS[arch.activation]
-    is_fused_gelu = (
-        function is functional.gelu and arch.bias_activation_fusion and (arch.gated or arch.bias)
-    )
-    return gelu_tanh if arch.openai_gelu or is_fused_gelu else function
+    return gelu_tanh if arch.gelu_is_tanh else _FUNCTIONS[arch.activation]
 
 
 class Activation(MegatronModule):

@@ -42,7 +42,9 @@ class Family:
     """A model family: how it is recognised and how it is spelled on both sides.
 
     ``fixed`` maps a field of the architecture to the values a member may have; the first is the one
-    written into model_config.yaml. ``ignored_hf`` are tensors that older exports saved but are no
+    written into model_config.yaml. ``facts`` does the same for what the architecture works out from
+    its fields. ``hf_prefix`` begins the name of every tensor but the head's; checkpoints of a model
+    without its head leave it away. ``ignored_hf`` are tensors that older exports saved but are no
     weights. A family without ``hf_architectures`` has no counterpart in Hugging Face.
     """
 
@@ -52,13 +54,15 @@ class Family:
     weights: tuple[WeightRule, ...] = ()
     config: tuple[ConfigRule, ...] = ()
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    facts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    hf_prefix: str = "model."
     ignored_hf: tuple[str, ...] = ()
 
     def differences(self, arch: Architecture) -> list[str]:
         """Return what keeps ``arch`` out of this family, as ``field: value`` words."""
         return [
             f"{name}: {getattr(arch, name)}"
-            for name, allowed in self.fixed.items()
+            for name, allowed in (*self.fixed.items(), *self.facts.items())
             if _folded(getattr(arch, name)) not in allowed
         ]
 

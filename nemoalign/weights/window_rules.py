@@ -7,14 +7,12 @@ megatron-core's ``window_size: [w, 0]`` shows a query its own position and the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
-
-Fields = Mapping[str, Any]
+from nemoalign.weights.config_rules import Fields
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,21 @@ LLAMA = GPT | {
     "bias": False,
     "position_embedding_type": "rope",
 }
+# As NeMo's own configurations and converters leave them.
+GEMMA = {"activation": "geglu", "openai_gelu": True, "apply_embedding_scaling": True}
+NEMOTRON = {
+    "normalization": "layernorm1p",
+    "activation": "squared-relu",
+    "rotary_percentage": 0.5,
+    "bias": False,
+}
+GPT2 = {
+    "normalization": "layernorm",
+    "activation": "gelu",
+    "bias": True,
+    "position_embedding_type": "learned_absolute",
+}
+STARCODER2 = {"normalization": "layernorm", "activation": "gelu", "bias": True}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -58,6 +73,25 @@ def test_an_unknown_hf_model_is_named_with_the_known_ones():
         ({}, "llama"),
         ({"activation": "fast-swiglu"}, "llama"),
         ({"bias": True}, "llama"),
+        (GEMMA, "gemma"),
+        (GEMMA | {"layernorm_zero_centered_gamma": True}, "gemma"),
+        (GEMMA | {"activation": "fast-geglu", "num_query_groups": 1, "kv_channels": 256}, "gemma"),
+        (GEMMA | {"bias_activation_fusion": False}, "gemma"),
+        (GEMMA | {"openai_gelu": False, "bias_activation_fusion": False}, "gpt"),
+        (GEMMA | {"apply_embedding_scaling": False}, "gpt"),
+        (NEMOTRON, "nemotron"),
+        (NEMOTRON | {"rotary_percentage": 1.0, "kv_channels": 128}, "nemotron"),
+        (NEMOTRON | {"normalization": "layernorm"}, "gpt"),
+        (NEMOTRON | {"activation": "fast-swiglu"}, "gpt"),
+        (GPT2, "gpt2"),
+        (GPT2 | {"openai_gelu": True, "share_embeddings_and_output_weights": False}, "gpt2"),
+        (GPT2 | {"num_query_groups": 2}, "gpt2"),
+        (GPT2 | {"num_query_groups": 1}, "gpt"),
+        (GPT2 | {"kv_channels": 8}, "gpt"),
+        (STARCODER2, "starcoder2"),
+        (STARCODER2 | {"window_size": [4096, 0], "num_query_groups": 1}, "starcoder2"),
+        (STARCODER2 | {"window_size": [None, 0], "bias": False}, "starcoder2"),
+        (STARCODER2 | {"rotary_percentage": 0.5}, "gpt"),
         ({"activation": "gelu"}, "gpt"),
         ({"normalization": "layernorm"}, "gpt"),
         ({"rotary_percentage": 0.5}, "gpt"),
@@ -85,10 +119,19 @@ def test_the_config_json_an_archive_keeps_decides_between_families_that_nemo_spe
 def test_the_config_json_an_archive_keeps_cannot_override_the_architecture():
     kept = {"architectures": ["LlamaForCausalLM"]}
     assert family_for_nemo(LLAMA, kept).name == "llama"
-    assert family_for_nemo(GPT, kept).name == "gpt"
+    assert family_for_nemo(GPT, kept).name == "gpt2"
 
 
-def test_the_nearest_family_says_what_differs():
-    family, differences = nearest_family(Architecture.from_nemo(LLAMA | {"activation": "geglu"}))
-    assert family.name == "llama"
-    assert differences == ["activation: geglu"]
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"rotary_percentage": 0.5}, "llama", ["rotary_percentage: 0.5"]),
+        ({"num_moe_experts": 4}, "llama", ["num_moe_experts: 4"]),
+        (GPT2 | {"num_query_groups": 1}, "gpt2", ["heads_per_group: 2"]),
+        (GPT2 | {"bias": False}, "gpt2", ["bias: False"]),
+    ],
+)
+def test_the_nearest_family_says_what_differs(changes, name, words):
+    family, differences = nearest_family(Architecture.from_nemo(LLAMA | changes))
+    assert family.name == name
+    assert differences == words

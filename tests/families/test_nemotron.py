@@ -1,0 +1,51 @@
+"""Nemotron against transformers: tensors, configuration, round trips and logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import NemotronConfig
+
+from nemoalign.errors import ContentError
+from nemoalign.families.nemotron import FAMILY
+from nemoalign.weights.config_rules import nemo_fields
+from tests.families import checks
+
+PARTIAL = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 0.25}
+MODELS: dict[str, dict[str, Any]] = {
+    "half rotary": {"norm_eps": 1e-6},
+    "quarter rotary": {"rope_parameters": PARTIAL, "head_dim": 16},
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+}
+
+
+def config(**changes: Any) -> NemotronConfig:
+    return NemotronConfig(**(checks.SIZES | changes))
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_table_and_config_are_those_of_transformers(changes, tmp_path):
+    checks.assert_table_covers_the_model(FAMILY, config(**changes))
+    checks.assert_config_comes_back(FAMILY, config(**changes), tmp_path)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_round_trip_and_logits(changes, tmp_path):
+    hf = checks.save_model(tmp_path / "hf", config(**changes))
+    nemo = checks.assert_round_trip(hf, tmp_path)
+    checks.assert_same_logits(nemo, hf)
+    checks.assert_export_without_memory(nemo, hf, tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "silu"}, "hidden_act"),
+        ({"attention_bias": True}, "mlp_bias"),
+    ],
+)
+def test_what_a_nemo_cannot_represent_is_refused_by_field(changes, words):
+    with pytest.raises(ContentError, match=words):
+        nemo_fields(FAMILY.config, config().to_dict() | changes)
