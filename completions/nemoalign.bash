@@ -28,7 +28,7 @@ _nemoalign() {
         sft:--mbs|sft:--gbs|sft:--seq-len|sft:--tp|sft:--pp|sft:--vp|sft:--cp|sft:--ep|sft:--seed|sft:--lora|sft:--lora-alpha|sft:--lr|sft:--weight-decay|sft:--warmup|sft:--min-lr|sft:--num-nodes|sft:--devices|sft:--epochs|sft:--max-steps|sft:--val-every|sft:--save-every|sft:--grad-clip|sft:--max-time|sft:--monitor|sft:--keep-top) return;;
         sft:--recompute) COMPREPLY=($(compgen -W "none selective full" -- "$current")); return;;
         sft:--lora-targets) local before=""; [[ $current == *,* ]] && before="${current%,*},"; COMPREPLY=($(compgen -P "$before" -W "attention_qkv attention_dense mlp_fc1 mlp_fc2 attention mlp all" -- "${current##*,}")); return;;
-        sft:--format) COMPREPLY=($(compgen -W "auto messages prompt-response prompt-completion" -- "$current")); return;;
+        sft:--format) COMPREPLY=($(compgen -W "auto tokens messages nemo-chat sharegpt alpaca prompt-response prompt-completion" -- "$current")); return;;
         sft:--schedule) COMPREPLY=($(compgen -W "cosine linear constant" -- "$current")); return;;
         sft:--mask) COMPREPLY=($(compgen -W "assistant completion none" -- "$current")); return;;
         sft:--precision) COMPREPLY=($(compgen -W "bf16 fp32" -- "$current")); return;;

@@ -26,7 +26,7 @@ class TrainData(Section):
 
     file_path: tuple[DataFile, ...] = setting(
         (),
-        "JSONL rows to learn from; repeat it to mix files, with a weight each.",
+        "Rows to learn from (JSONL, also .gz; Parquet); repeat it to mix files, with a weight each.",
         flag="--data",
         metavar="FILE[:WEIGHT]",
         path_kind="file",
@@ -62,7 +62,7 @@ class ValidationData(Section):
 
     file_path: tuple[DataFile, ...] = setting(
         (),
-        "JSONL rows to measure the loss on, before, during and after.",
+        "Rows to measure the loss on, before, during and after.",
         flag="--val",
         metavar="FILE",
         path_kind="file",
@@ -77,7 +77,16 @@ class DataConfig(Section):
     chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
-    format: Literal["auto", "messages", "prompt-response", "prompt-completion"] = setting(
+    format: Literal[
+        "auto",
+        "tokens",
+        "messages",
+        "nemo-chat",
+        "sharegpt",
+        "alpaca",
+        "prompt-response",
+        "prompt-completion",
+    ] = setting(
         "auto",
         "What the rows are; auto tells it by the fields of the first one.",
         flag="--format",

@@ -19,7 +19,7 @@ from nemoalign.data.templates import Encoded
 from nemoalign.errors import DataError
 
 if TYPE_CHECKING:
-    from nemoalign.data.formats import ChatRow
+    from nemoalign.data.rows import ChatRow
     from nemoalign.data.tokenizer import Tokenizer
 
 Mask = Literal["assistant", "completion", "none"]

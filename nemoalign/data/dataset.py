@@ -10,57 +10,22 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemoalign.data.chat import ChatRules, Mask, encode_chats, render_row
-from nemoalign.data.formats import ChatRow, PromptRow, Schema, check_rows, choose_schema, read_rows
-from nemoalign.data.jsonl import JsonlFile
+from nemoalign.data.encoder import Encoder, SftSettings
+from nemoalign.data.files import open_rows
+from nemoalign.data.formats import CHAT_TEMPLATE_SCHEMAS, RowFile, Schema, check_rows, choose_schema
 from nemoalign.data.report import DataReport, FileReport
 from nemoalign.data.sampler import MISSING_ROW
-from nemoalign.data.templates import (
-    DEFAULT_TEMPLATE,
-    Encoded,
-    PromptTemplate,
-    RowRules,
-    encode_prompts,
-)
+from nemoalign.data.templates import Encoded
 from nemoalign.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from nemoalign.data.tokenizer import Tokenizer
 
 _BATCH_ROWS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftSettings:
-    """How rows become training samples; NeMo's names of ``model.data.train_ds`` where it has them.
-
-    ``prompt_template`` is what the user asked for; without it ``checkpoint_template`` and then
-    ``{input} {output}`` are used. ``label_key`` and ``truncation_field`` follow from the template
-    when None.
-    """
-
-    max_seq_length: int
-    format: str = "auto"
-    prompt_template: str | None = None
-    checkpoint_template: str | None = None
-    label_key: str | None = None
-    truncation_field: str | None = None
-    truncation_method: Literal["left", "right"] = "right"
-    add_bos: bool = False
-    add_sep: bool = False
-    add_eos: bool = True
-    mask: Mask = "assistant"
-    cached_tokens: int = 50_000_000
-    """Ids kept in memory, five bytes each."""
-
-    def template(self) -> PromptTemplate:
-        """Return the prompt template in force; raises ConfigError when it makes no sense."""
-        text = self.prompt_template or self.checkpoint_template or DEFAULT_TEMPLATE
-        return PromptTemplate.parse(text, self.label_key, self.truncation_field)
 
 
 @dataclass(frozen=True)
@@ -74,7 +39,7 @@ class Sample:
 
 
 class SftDataset:
-    """The usable rows of some JSONL files, in file order."""
+    """The usable rows of some files, in file order."""
 
     def __init__(
         self,
@@ -101,7 +66,8 @@ class SftDataset:
                 f"--seq-len {settings.max_seq_length} leaves no room for text. Use 8 or more."
             )
         self.settings, self.split, self.tokenizer = settings, split, tokenizer
-        self.template = settings.template()
+        self._encoder = Encoder(tokenizer, settings)
+        self.template = self._encoder.template
         self._budget = settings.cached_tokens
         self._files = [self._scan(Path(path), weight) for path, weight in files]
         rows = [_weighted(np.flatnonzero(f.lengths), f.weight) for f in self._files]
@@ -127,13 +93,25 @@ class SftDataset:
             filler = np.full(2, self.tokenizer.eos_id, np.int32)
             return Sample(filler, np.zeros(2, bool), "filler", is_filler=True)
         scanned, row = self._files[self._file_numbers[index]], int(self._rows[index])
-        encoded = scanned.cache.get(row) or self._encode(scanned, [row])[0]
+        encoded = (
+            scanned.cache.get(row) or self._encoder.encode(scanned.file, scanned.schema, [row])[0]
+        )
         return Sample(encoded.ids, encoded.loss_mask, scanned.file.where(row))
 
     @property
     def has_chat(self) -> bool:
-        """True when a file holds conversations, which the chat template renders."""
-        return any(scanned.schema.name == "messages" for scanned in self._files)
+        """True when a file holds conversations that the tokenizer's chat template writes."""
+        return any(scanned.schema.name in CHAT_TEMPLATE_SCHEMAS for scanned in self._files)
+
+    @property
+    def has_nemo_chat(self) -> bool:
+        """True when a file holds conversations that NeMo's turn tokens write."""
+        return any(scanned.schema.name == "nemo-chat" for scanned in self._files)
+
+    @property
+    def has_prompts(self) -> bool:
+        """True when a file holds rows that the prompt template writes."""
+        return any(scanned.schema.name.startswith("prompt-") for scanned in self._files)
 
     def length(self, index: int) -> int:
         """Return the number of tokens a row feeds to the model."""
@@ -152,14 +130,14 @@ class SftDataset:
             raise ConfigError(
                 f"--data {path}:{weight} has a weight that is no positive number. Use 1."
             )
-        file = JsonlFile(path)
+        file = open_rows(path)
         schema = choose_schema(file, self.template, self.settings.format)
         check_rows(file, schema)
         scanned = _Scanned(file, schema, weight, np.zeros(len(file), np.int32))
         report = scanned.report
         seen: set[int] = set()
         for rows in _batches(len(file)):
-            for row, encoded in zip(rows, self._encode(scanned, rows), strict=True):
+            for row, encoded in zip(rows, self._encoder.encode(file, schema, rows), strict=True):
                 trained = int(encoded.loss_mask[1:].sum())
                 report.count(len(encoded.ids) - 1, trained, encoded.truncated)
                 seen.add(hash(encoded.ids.tobytes()))
@@ -174,36 +152,12 @@ class SftDataset:
             self._budget -= len(encoded.ids)
             scanned.cache[row] = encoded
 
-    def _encode(self, scanned: _Scanned, rows: Sequence[int]) -> list[Encoded]:
-        settings = self.settings
-        found = read_rows(scanned.file, scanned.schema, rows)
-        prompts = [row.values for row in found if isinstance(row, PromptRow)]
-        if prompts:
-            rules = RowRules(
-                max_seq_length=settings.max_seq_length,
-                truncation_method=settings.truncation_method,
-                add_bos=settings.add_bos,
-                add_sep=settings.add_sep,
-                add_eos=settings.add_eos,
-                answer_only_loss=settings.mask != "none",
-            )
-            return encode_prompts(prompts, self.template, self.tokenizer, rules)
-        chats = []
-        for number, row in zip(rows, found, strict=True):
-            assert isinstance(row, ChatRow), "a schema reads one kind of row"
-            try:
-                chats.append(render_row(row, self.tokenizer, settings.mask))
-            except DataError as error:
-                raise DataError(f"{scanned.file.where(number)}: {error}") from error
-        rules = ChatRules(settings.max_seq_length, settings.mask, settings.add_eos)
-        return encode_chats(chats, self.tokenizer, rules)
-
 
 @dataclass
 class _Scanned:
     """One file: where its rows are, what they are, and how long (0: not usable)."""
 
-    file: JsonlFile
+    file: RowFile
     schema: Schema
     weight: float
     lengths: np.ndarray

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,9 +24,10 @@ class JsonlFile:
     them, as an editor does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: mmap.mmap | bytes | None = None) -> None:
+        """Find the lines of ``path``, or of ``content`` where that is not the file's own bytes."""
         self.path = path
-        self._bytes = _mapped(path)
+        self._bytes = _mapped_file(path) if content is None else content
         ends = _line_ends(self._bytes)
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
         filled = np.array(
@@ -84,12 +86,18 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
+def mapped(file: IO[bytes]) -> mmap.mmap | bytes:
+    """Return the bytes of an open file without reading them; it may be closed and removed then."""
+    file.flush()
+    if not os.fstat(file.fileno()).st_size:
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _mapped_file(path: Path) -> mmap.mmap | bytes:
     try:
         with path.open("rb") as file:
-            if not path.stat().st_size:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mapped(file)
     except OSError as error:
         raise SourceError(
             f"{path} cannot be read ({error.strerror}). Check the path after --data or --val."

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.config.values import DataFile
 from nemoalign.data.collate import collate
-from nemoalign.data.dataset import SftDataset, SftSettings
+from nemoalign.data.dataset import SftDataset
+from nemoalign.data.encoder import SftSettings
+from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.feed import Feed
 from nemoalign.train.loop import LoopSettings
@@ -104,6 +106,7 @@ def _dataset(
         add_sep=rules.add_sep,
         add_eos=rules.add_eos,
         mask=getattr(config.model.algorithm, "mask", "assistant"),
+        turns=TurnTokens(**asdict(config.model.data.chat_prompt_tokens)),
     )
     paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
     return SftDataset(paths, tokenizer, settings, split)

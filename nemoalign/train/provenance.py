@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import nemoalign
@@ -31,7 +32,10 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
         if inputs.train.has_chat:
             data["chat"] = True
             _section(config, "tokenizer")["chat_template"] = tokenizer.chat_template
-        else:
+        if inputs.train.has_nemo_chat:
+            data["chat"] = True
+            data["chat_prompt_tokens"] = asdict(run.model.data.chat_prompt_tokens)
+        if inputs.train.has_prompts:
             _section(data, "train_ds")["prompt_template"] = inputs.train.template.text
     if run.model.peft.peft_scheme == "lora":
         config["peft"] = merged.tree["model"]["peft"]

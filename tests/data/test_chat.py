@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from nemoalign.data.chat import ChatRules, encode_chats, render_row
-from nemoalign.data.formats import ChatRow
+from nemoalign.data.rows import ChatRow
 from nemoalign.data.tokenizer import build_tokenizer
 from nemoalign.errors import DataError
 from tests.data.tiny import (

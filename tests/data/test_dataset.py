@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from nemoalign.data.dataset import SftDataset, SftSettings
+from nemoalign.data.dataset import SftDataset
+from nemoalign.data.encoder import SftSettings
 from nemoalign.data.tokenizer import build_tokenizer
 from nemoalign.errors import ConfigError, DataError
 from tests.data.tiny import TALK, CharTokenizer, regions, save_hf_tokenizer, write_jsonl

@@ -1,7 +1,8 @@
 import pytest
 
-from nemoalign.data.formats import ChatRow, PromptRow, check_rows, choose_schema, read_rows
+from nemoalign.data.formats import check_rows, choose_schema, read_rows
 from nemoalign.data.jsonl import JsonlFile
+from nemoalign.data.rows import ChatRow, PromptRow
 from nemoalign.data.templates import DEFAULT_TEMPLATE, PromptTemplate
 from nemoalign.errors import ConfigError, DataError
 from tests.data.tiny import write_jsonl
@@ -9,6 +10,8 @@ from tests.data.tiny import write_jsonl
 DEFAULT = PromptTemplate.parse(DEFAULT_TEMPLATE)
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "ho"}
+GPT = {"from": "gpt", "value": "b"}
+ASSISTANT = {"from": "Assistant", "value": "b"}
 
 
 def opened(tmp_path, *rows):
@@ -54,22 +57,35 @@ def test_a_schema_may_be_named(tmp_path):
     row = {"messages": [USER, ANSWER], "input": "i", "output": "o"}
     assert read(tmp_path, row)[0] == "messages"
     assert read(tmp_path, row, wanted="prompt-response")[0] == "prompt-response"
-    with pytest.raises(ConfigError, match="messages, prompt-response"):
+    with pytest.raises(ConfigError, match=r"messages, .*, prompt-response"):
         read(tmp_path, row, wanted="csv")
 
 
 def test_fields_nobody_knows_are_listed_with_what_is_known(tmp_path):
     with pytest.raises(
-        DataError, match=r'line 1 has "question" and "reply".*"messages", or "input" and'
+        DataError, match=r'line 1 has "question" and "reply".*"messages", .* or "input" and'
     ):
         read(tmp_path, {"question": "q", "reply": "r"})
 
 
 def test_alpaca_rows_do_not_lose_their_instruction(tmp_path):
     row = {"instruction": "Add", "input": "1 1", "output": "2"}
-    with pytest.raises(DataError, match=r"leaves out.*\{instruction\}"):
-        read(tmp_path, row)
-    assert read(tmp_path, row, template=PromptTemplate.parse("{instruction} {input} {output}"))
+    assert read(tmp_path, row)[0] == "alpaca"
+    named = PromptTemplate.parse("{instruction} {input} {output}")
+    assert read(tmp_path, row, template=named)[0] == "prompt-response"
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"input_ids": [1, 2], "messages": []}, "tokens"),
+        ({"conversations": [{"from": "human", "value": "a"}, GPT]}, "sharegpt"),
+        ({"conversations": [{"from": "User", "value": "a"}, ASSISTANT], "system": ""}, "nemo-chat"),
+        ({"conversations": [{"from": "user", "value": "a"}, GPT], "mask": "user"}, "nemo-chat"),
+    ],
+)
+def test_a_schema_is_told_by_its_first_row(tmp_path, row, name):
+    assert choose_schema(opened(tmp_path, row), DEFAULT).name == name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,161 @@
+"""Conversations in the spellings people keep them in: OpenAI messages, ShareGPT, Alpaca and NeMo's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nemoalign.data.rows import (
+    ChatRow,
+    NemoChatRow,
+    Record,
+    Turn,
+    answer_of,
+    checked_text,
+    text_of,
+)
+from nemoalign.errors import DataError
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function-response": "tool",
+}
+"""Who speaks in a ShareGPT row; a capital letter makes it one of NeMo's."""
+
+NEMO_KINDS = ("VALUE_TO_TEXT", "TEXT_TO_VALUE")
+
+
+def messages_row(record: Record) -> ChatRow:
+    """Return a row of OpenAI ``messages`` and, where given, ``tools``."""
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError('has no list of messages as "messages".')
+    plain = [_message(message, index) for index, message in enumerate(messages)]
+    return _chat(plain, record)
+
+
+def is_sharegpt(record: Record) -> bool:
+    """True for ``conversations`` whose speakers are ShareGPT's."""
+    first = _first_speaker(record)
+    return first in SHAREGPT_ROLES and not is_nemo_chat(record)
+
+
+def is_nemo_chat(record: Record) -> bool:
+    """True for ``conversations`` in NeMo's spelling: who is masked is said, or speakers are names."""
+    first = _first_speaker(record)
+    return first is not None and ("mask" in record or first not in SHAREGPT_ROLES)
+
+
+def sharegpt_row(record: Record) -> ChatRow:
+    """Return a row of ShareGPT ``conversations``, with a ``system`` text of its own where given."""
+    plain: list[dict[str, Any]] = []
+    if isinstance(record.get("system"), str) and record["system"]:
+        plain.append({"role": "system", "content": checked_text(record["system"], '"system"')})
+    for index, turn in enumerate(_turns(record)):
+        role = SHAREGPT_ROLES.get(turn["from"])
+        if role is None:
+            known = ", ".join(SHAREGPT_ROLES)
+            raise DataError(
+                f'has a turn {index} from "{turn["from"]}", who is no speaker of ShareGPT ({known}).'
+            )
+        what = f'"value" of turn {index}'
+        plain.append({"role": role, "content": checked_text(turn.get("value"), what)})
+    return _chat(plain, record)
+
+
+def alpaca_row(record: Record) -> ChatRow:
+    """Return an Alpaca row as a question, its input below the instruction, and its answer."""
+    question = text_of(record, "instruction")
+    if record.get("input"):
+        question = f"{question}\n\n{text_of(record, 'input')}"
+    plain = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer_of(record, "output")},
+    ]
+    if isinstance(record.get("system"), str) and record["system"]:
+        plain.insert(0, {"role": "system", "content": checked_text(record["system"], '"system"')})
+    return ChatRow(plain, None)
+
+
+def nemo_chat_row(record: Record) -> NemoChatRow:
+    """Return a row of NeMo's chat format (``gpt_sft_chat_dataset.py``)."""
+    kind = record.get("type")
+    if kind is not None and kind not in NEMO_KINDS:
+        raise DataError(f'has "{kind}" as "type"; it is {" or ".join(NEMO_KINDS)}, or left out.')
+    turns: list[Turn] = []
+    for index, turn in enumerate(_turns(record)):
+        label = turn.get("label")
+        if label is not None:
+            label = checked_text(label, f'"label" of turn {index}')
+        value = checked_text(turn.get("value"), f'"value" of turn {index}')
+        turns.append(Turn(turn["from"], value, label))
+    masked = checked_text(record.get("mask", "User"), '"mask"')
+    if not any(turn.speaker not in masked for turn in turns):
+        raise DataError(
+            f'masks every speaker ("mask" is "{masked}"): there is nothing to learn. Remove the row.'
+        )
+    system = checked_text(record.get("system") or "", '"system"')
+    return NemoChatRow(system, turns, masked, kind)
+
+
+def _first_speaker(record: Record) -> str | None:
+    turns = record.get("conversations")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        speaker = turns[0].get("from")
+        return speaker if isinstance(speaker, str) else None
+    return None
+
+
+def _turns(record: Record) -> Sequence[Record]:
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise DataError('has no list of turns as "conversations".')
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str):
+            raise DataError(f'has a turn {index} without a "from".')
+    return turns
+
+
+def _chat(plain: list[dict[str, Any]], record: Record) -> ChatRow:
+    tools = record.get("tools")
+    if tools is not None and not _are_objects(tools):
+        raise DataError('has something else than a list of objects as "tools".')
+    answers = [message for message in plain if message["role"] == "assistant"]
+    if not answers:
+        raise DataError("has no assistant message: there is nothing to learn. Remove the row.")
+    for message in answers:
+        if not message["content"].strip() and not message.get("tool_calls"):
+            raise DataError("has an empty assistant message. Remove the row or fill it.")
+    return ChatRow(plain, tools or None)
+
+
+def _message(message: object, index: int) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise DataError(f'has a message {index} without a "role".')
+    what = f'"content" of message {index}'
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, what) for part in content)
+    elif content is None and message.get("tool_calls"):
+        content = ""
+    return {**message, "content": checked_text(content, what)}
+
+
+def _part(part: object, what: str) -> str:
+    if isinstance(part, dict) and part.get("type") == "text":
+        return checked_text(part.get("text"), what)
+    raise DataError(f"has a part in {what} that is not text; only text is trained on.")
+
+
+def _are_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

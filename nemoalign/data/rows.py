@@ -1,0 +1,98 @@
+"""What a row of data means once it is read, whatever it looked like, and how single values are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nemoalign.data.jsonl import kind_of
+from nemoalign.errors import DataError
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """Values of the prompt template's fields; the label key holds the answer."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """A conversation of roles and text; message fields we do not know go to the chat template."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaker of a NeMo conversation says, and the label it carries."""
+
+    speaker: str
+    value: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class NemoChatRow:
+    """NeMo's own conversation; ``masked`` names the speakers nothing is learned from."""
+
+    system: str
+    turns: Sequence[Turn]
+    masked: str
+    kind: str | None
+    """VALUE_TO_TEXT (a label comes before the text), TEXT_TO_VALUE (after it) or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRow:
+    """A row somebody tokenized already: ids, and which of them are to be predicted."""
+
+    ids: np.ndarray
+    loss_mask: np.ndarray
+
+
+Row = PromptRow | ChatRow | NemoChatRow | TokenRow
+
+
+def text_of(record: Record, key: str) -> str:
+    """Return the text in a field; DataError without the place, which the caller knows."""
+    if key not in record:
+        raise DataError(
+            f'has no "{key}" field; it has {listed(record)}. Every row of a file has the same fields.'
+        )
+    return checked_text(record[key], f'"{key}"')
+
+
+def answer_of(record: Record, key: str) -> str:
+    """Return the text in a field that is learned; DataError when there is none."""
+    text = text_of(record, key)
+    if not text.strip():
+        raise DataError(
+            f'has an empty "{key}": there is nothing to learn. Remove the row or fill it.'
+        )
+    return text
+
+
+def checked_text(value: object, what: str) -> str:
+    """Return ``value`` when it is text that can be encoded; DataError otherwise."""
+    if not isinstance(value, str):
+        raise DataError(f"has a {kind_of(value)} as {what}, which must be text.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"has half of a surrogate pair in {what}, which is no character."
+            ) from error
+    return value
+
+
+def listed(fields: Sequence[str] | Record) -> str:
+    """Return field names as a person lists them."""
+    return " and ".join(f'"{field}"' for field in fields) or "no fields"
