@@ -62,7 +62,8 @@ def check(path: Path | str, reporter: Reporter) -> dict[str, Any]:
     began = time.perf_counter()
     findings = Findings()
     source = _open(path, findings)
-    container = _container(source.path if source else path, findings)
+    container = source.container if source else None
+    container = container or _container(source.path if source else path, findings)
     if container is not None:
         _check_sums(container, findings, reporter)
     if source is not None:

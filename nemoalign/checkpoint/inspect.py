@@ -57,7 +57,7 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
         },
         "dtypes": list(source.dtypes),
         "precision": config.get("precision"),
-        "size_bytes": _size_bytes(source.path),
+        "size_bytes": _size_bytes(source),
         "tokenizer": _tokenizer(source),
         "prompt_template": prompt_template(config),
         "chat_prompt_tokens": dict(section(config, "data", "chat_prompt_tokens")) or None,
@@ -164,7 +164,10 @@ def _rope(source: Source) -> dict[str, Any]:
     return rope
 
 
-def _size_bytes(path: Path) -> int:
+def _size_bytes(source: Source) -> int:
+    if source.container is not None:
+        return sum(region.size for region in source.container.members.values())
+    path = source.path
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 

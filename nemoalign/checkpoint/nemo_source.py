@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ CONFIG_NAME = "model_config.yaml"
 HF_FOLDER = "hf/"
 MANIFEST_NAME = "nemoalign_manifest.json"
 
-_MAX_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 4 << 20
 _HASHED = re.compile(r"[0-9a-f]{32}_")
 _TOKENIZER_FILES = {
     "tokenizer.model",
@@ -39,6 +40,24 @@ _TOKENIZER_FILES = {
 }
 
 
+@dataclass(frozen=True)
+class Settings:
+    """A model_config.yaml, or what stands for it: as stored, and with interpolations resolved."""
+
+    where: str
+    stored: dict[str, Any]
+    resolved: dict[str, Any]
+
+    def upgraded(self) -> Settings:
+        """Return the settings of a model from before megatron-core in megatron-core's words."""
+        stored, resolved = (upgraded_config(c, self.where) for c in (self.stored, self.resolved))
+        return Settings(self.where, stored, resolved)
+
+    def architecture(self) -> Architecture:
+        """Return what they say of the architecture."""
+        return read_architecture(self.resolved, self.where)
+
+
 def open_nemo(container: Container, kind: str, folder: Path | None = None) -> Source:
     """Return the checkpoint inside a NeMo archive or unpacked directory.
 
@@ -46,33 +65,49 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
         SourceError: when parts are missing or damaged.
         ContentError: when tensors and configuration disagree or are not supported.
     """
-    where = str(container.path)
-    stored, config = read_configs(container)
-    _refuse_other_models(config, where)
-    arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
-    weights = open_weights(container, arch)
+    settings = Settings(f"{container.path}: {CONFIG_NAME}", *read_configs(container))
+    files = _files(container, settings.resolved)
+    source = assemble(
+        container.path, kind, settings, lambda arch: open_weights(container, arch), files
+    )
+    return replace(source, folder=folder)
+
+
+def assemble(
+    path: Path,
+    kind: str,
+    settings: Settings,
+    weights_of: Callable[[Architecture], Weights],
+    files: Mapping[str, Region],
+) -> Source:
+    """Return a checkpoint of NeMo from its settings, its weights and its tokenizer's files.
+
+    Raises:
+        SourceError: when parts are missing or damaged.
+        ContentError: when tensors and configuration disagree or are not supported.
+    """
+    _refuse_other_models(settings.resolved, str(path))
+    weights = weights_of(settings.architecture())
     if weights.is_legacy:
-        stored, config = (upgraded_config(each, where) for each in (stored, config))
-        arch = read_architecture(config, f"{where}: {CONFIG_NAME}")
-    files = _files(container, config)
-    hf_config = _hf_config(files, where)
-    vocab_size, warnings = _check(weights, arch, config, hf_config, files, where)
+        settings = settings.upgraded()
+    arch, config = settings.architecture(), settings.resolved
+    hf_config = _hf_config(files, str(path))
+    vocab_size, warnings = _check(weights, arch, config, hf_config, files, str(path))
     return Source(
-        path=container.path,
+        path=path,
         kind=kind,
         layout=weights.described,
         config=config,
-        stored_config=stored,
+        stored_config=settings.stored,
         arch=arch,
         family=family_for_nemo(config, hf_config),
         vocab_size=vocab_size,
         weights=weights.model,
         files=files,
         hf_config=hf_config,
-        adapter=read_adapter(weights.adapter, config, arch, where),
+        adapter=read_adapter(weights.adapter, config, arch, str(path)),
         copies=weights.copies,
         warnings=warnings,
-        folder=folder,
     )
 
 
@@ -84,7 +119,7 @@ def read_configs(container: Container) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SourceError(
             f"{container.path} holds no {CONFIG_NAME}, so it is no NeMo checkpoint. It holds {held}."
         )
-    text = container.members[CONFIG_NAME].read(_MAX_CONFIG_BYTES).decode("utf-8", "replace")
+    text = container.members[CONFIG_NAME].read(MAX_CONFIG_BYTES).decode("utf-8", "replace")
     stored = parse_checkpoint_config(text, where)
     config = Interpolation(stored).resolved()
     if "num_layers" not in config and isinstance(config.get("model"), dict):
@@ -156,7 +191,7 @@ def _hf_config(files: Mapping[str, Region], where: str) -> dict[str, Any] | None
 def read_json_object(region: Region, where: str) -> dict[str, Any]:
     """Return a small JSON file that must hold an object; SourceError otherwise."""
     try:
-        content = json.loads(region.read(_MAX_CONFIG_BYTES))
+        content = json.loads(region.read(MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not valid JSON ({error}). Fetch the model again.") from error
     if not isinstance(content, dict):

@@ -8,22 +8,30 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemoalign.archive.files import Container, Region, open_container
-from nemoalign.archive.torch_file import TorchFile
+from nemoalign.archive.files import Container, open_container
 from nemoalign.checkpoint.hf_source import open_hf
+from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
+from nemoalign.checkpoint.lightning import open_lightning
+from nemoalign.checkpoint.lightning_files import (
+    CHECKPOINTS,
+    is_distributed,
+    newest,
+    saved_at,
+    saved_names,
+)
 from nemoalign.checkpoint.nemo_source import (
     CONFIG_NAME,
     open_nemo,
     read_configs,
     read_json_object,
 )
+from nemoalign.checkpoint.ranks import rank_of
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.vit_hf_source import is_hf_vit, open_vit_hf
 from nemoalign.checkpoint.vit_source import VitSource, is_vit, open_vit
 from nemoalign.errors import ContentError, SourceError
 
 _HF_CONFIG = "config.json"
-_STEP = re.compile(r"(?:^|-)step=(\d+)")
 
 
 def open_source(path: Path | str) -> Source:
@@ -45,17 +53,23 @@ def open_checkpoint(path: Path | str) -> Source | VitSource:
         ContentError: when tensors and configuration disagree or are not supported.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and saved_at(path) is None:
         raise SourceError(_missing(path))
     if path.is_file():
         _refuse_other_files(path)
-        return _open_nemo(open_container(path), "nemo")
-    found = _find(path)
-    folder = None if found == path else path
+    found = _find(path) if path.is_dir() else path
+    return _open(found, None if found == path else path)
+
+
+def _open(found: Path, folder: Path | None) -> Source | VitSource:
+    home = _holder(found)
+    if home is not None:
+        return _open_nemo(open_container(home), "nemo directory", folder)
+    saved = saved_at(found)
+    if saved is not None:
+        return open_lightning(saved, folder)
     if found.is_file():
         return _open_nemo(open_container(found), "nemo", folder)
-    if (found / CONFIG_NAME).is_file():
-        return _open_nemo(open_container(found), "nemo directory", folder)
     return _open_hf(open_container(found), folder)
 
 
@@ -69,18 +83,31 @@ def _open_hf(container: Container, folder: Path | None) -> Source | VitSource:
     return (open_vit_hf if is_hf_vit(config) else open_hf)(container, folder)
 
 
+def _holder(found: Path) -> Path | None:
+    """Return the unpacked archive that ``found`` is, or whose weights it is."""
+    inside_rank = rank_of(found.parent.name) is not None
+    is_weights = found.name in (WEIGHTS_FILE, WEIGHTS_FOLDER)
+    homes = [found, *([found.parent.parent if inside_rank else found.parent] if is_weights else [])]
+    return next((home for home in homes if (home / CONFIG_NAME).is_file()), None)
+
+
 def _find(folder: Path) -> Path:
     """Return the checkpoint that ``folder`` is or holds."""
-    if _is_checkpoint(folder):
+    if _is_checkpoint(folder) or is_distributed(folder):
         return folder
+    if rank_of(folder.name) is not None:
+        return _find(folder.parent)
     _refuse_other_folders(folder)
-    final = sorted(folder.glob("megatron_gpt_*.nemo"))
+    home = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
+    final = sorted(folder.glob("megatron_gpt_*.nemo")) or sorted(home.glob("*.nemo"))
     if len(final) == 1:
         return final[0]
-    saved = _newest(folder / "checkpoints")
+    saved = newest([*_own_checkpoints(home), *saved_names(home)])
     if saved is not None:
         return saved
     inside = [child for child in sorted(folder.iterdir()) if _is_candidate(child)]
+    loose = newest(saved_names(folder))
+    inside += [] if loose is None else [loose]
     if len(inside) == 1:
         return inside[0]
     if inside:
@@ -99,16 +126,12 @@ def _is_candidate(child: Path) -> bool:
     return child.suffix == ".nemo" if child.is_file() else child.is_dir() and _is_checkpoint(child)
 
 
-def _newest(checkpoints: Path) -> Path | None:
-    """Return a run's complete checkpoint of the highest step, the ``-last`` one among equals."""
-    if not checkpoints.is_dir():
-        return None
-    complete = [
-        child
-        for child in sorted(checkpoints.iterdir())
-        if not child.is_symlink() and child.is_dir() and _is_complete(child)
-    ]
-    return max(complete, key=_progress, default=None)
+def _own_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints that a run of ours left."""
+    if not folder.is_dir():
+        return []
+    children = (child for child in sorted(folder.iterdir()) if not child.is_symlink())
+    return [child for child in children if child.is_dir() and _is_complete(child)]
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -119,11 +142,6 @@ def _is_complete(checkpoint: Path) -> bool:
     return all((checkpoint / name).is_file() for name in needed)
 
 
-def _progress(checkpoint: Path) -> tuple[int, bool]:
-    step = _STEP.search(checkpoint.name)
-    return (int(step[1]) if step else -1), "-last" in checkpoint.name
-
-
 def _refuse_other_files(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(16)
@@ -131,12 +149,6 @@ def _refuse_other_files(path: Path) -> None:
         raise SourceError(
             f"{path} is one weights file of a Hugging Face model. Give its folder, which holds "
             f"config.json as well: {path.parent}"
-        )
-    if start.startswith(b"PK\x03\x04"):
-        _ = TorchFile(Region(path, 0, path.stat().st_size), str(path)).tree  # any other zip fails
-        raise ContentError(
-            f"{path} is a torch file (a Lightning .ckpt or a single rank), which is not supported "
-            "yet. Give a .nemo file, or the folder of a Hugging Face model."
         )
     if start.startswith(b"\x1f\x8b"):
         raise ContentError(
@@ -159,11 +171,6 @@ def _refuse_other_folders(folder: Path) -> None:
         raise SourceError(
             f"{folder} has a config.json but no *.safetensors: the weights are missing. Fetch the "
             "model again."
-        )
-    if (folder / "metadata.json").is_file() or (folder / ".metadata").is_file():
-        raise SourceError(
-            f"{folder} holds weights but no {CONFIG_NAME}. Give the folder that holds it: "
-            f"{folder.parent}"
         )
 
 

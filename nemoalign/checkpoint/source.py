@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemoalign.archive.files import Region
+from nemoalign.archive.files import Container, Region
 from nemoalign.archive.store import TensorStore
 from nemoalign.config.architecture import Architecture
 from nemoalign.weights.rules import Family
@@ -22,6 +22,7 @@ PARTS = ("embedding", "attention", "mlp", "norms", "head", "adapter")
 KINDS = {
     "nemo": "NeMo archive",
     "nemo directory": "unpacked NeMo archive",
+    "lightning": "Lightning checkpoint",
     "hf": "Hugging Face model",
 }
 """What a source can be, in the words of a person."""
@@ -85,6 +86,8 @@ class Source:
     warnings: tuple[str, ...] = ()
     folder: Path | None = None
     """The folder a person named, when the checkpoint was found inside it."""
+    container: Container | None = None
+    """Its files, where ``path`` is the name that the files of several ranks share."""
 
     @property
     def is_adapter_only(self) -> bool:
