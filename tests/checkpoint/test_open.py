@@ -21,6 +21,7 @@ KINDS = {
     "llhf_dist_dir": ("nemo directory", "torch_dist", "llama", 640),
     "hf_llama": ("hf", "safetensors", "llama", 512),
     "lora_tp1.nemo": ("nemo", "single file", "llama", 512),
+    "plckpt_dist": ("lightning", "torch_dist", "llama", 512),
     "legacyllama_tp1_file.nemo": ("nemo", "single file, legacy names", "llama", 512),
     "legacygptO2_tp1_file.nemo": ("nemo", "single file, legacy names", "gpt", 519),
 }
@@ -94,10 +95,27 @@ def test_a_truncated_archive_names_the_member(tmp_path):
         open_source(tmp_path / "cut.nemo")
 
 
-def test_a_torch_file_is_refused_by_name(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(ContentError, match="torch file"):
-        open_source(tmp_path / "last.ckpt")
+def test_the_weights_of_an_unpacked_archive_are_that_archive(tmp_path):
+    """One rank's file, the folder of a rank, a file at the root, a distributed folder."""
+    for name, inner in (
+        ("gpt_tp2pp2_ranks.nemo", "tp_rank_01_pp_rank_000/model_weights.ckpt"),
+        ("gpt_tp2pp2_ranks.nemo", "tp_rank_01_pp_rank_000"),
+        ("chatsft_tp1_file.nemo", "model_weights.ckpt"),
+        ("llama.nemo", "model_weights"),
+    ):
+        folder = tmp_path / name
+        with tarfile.open(FIXTURES / name) as tar:
+            tar.extractall(folder, filter="data")
+        source = open_source(folder / inner)
+        assert (source.kind, source.path) == ("nemo directory", folder)
+
+
+def test_a_run_of_nemos_is_its_final_archive(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    final = tmp_path / "checkpoints/megatron_gpt.nemo"
+    shutil.copy(FIXTURES / "llama.nemo", final)
+    torch.save({}, tmp_path / "checkpoints/megatron_gpt--step=3.ckpt")
+    assert open_source(tmp_path).path == final
 
 
 def test_a_compressed_archive_says_how_to_unpack_it(tmp_path):
@@ -114,7 +132,7 @@ def test_a_compressed_archive_says_how_to_unpack_it(tmp_path):
         ({"config.json": "{}"}, SourceError, "weights are missing"),
         ({"config.json": "{}", "pytorch_model.bin": ""}, ContentError, "save_pretrained"),
         ({"weights/x": "", "context/y": ""}, ContentError, "NeMo 2"),
-        ({"metadata.json": "{}"}, SourceError, "Give the folder that holds it"),
+        ({"metadata.json": "{}"}, SourceError, "names no sharded_backend"),
         ({"model_config.yaml": "num_layers: 1"}, ContentError, "lacks hidden_size"),
         ({"model_config.yaml": "- 1"}, SourceError, "no mapping"),
         ({"config.json": "[]", "model.safetensors": ""}, SourceError, "no JSON object"),

@@ -65,6 +65,7 @@ def _difference(layout, source_name, logits_name, adapter_name=None):
         ("llama_tp2_ranks.nemo", "llama_logits.npz", None),
         ("llhf_dist_dir", "llhf_logits.npz", None),
         ("llama_tp2_ranks.nemo", "lora_tp1_logits.npz", "lora_tp1.nemo"),
+        ("plckpt_dist", "plckpt_logits.npz", None),
         ("legacyllama_tp1_file.nemo", "legacyllama_logits.npz", None),
     ],
 )
