@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemoalign.archive.files import Region
+from nemoalign.archive.files import Container, Region
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.settings import section
@@ -57,7 +57,7 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
         },
         "dtypes": list(source.dtypes),
         "precision": config.get("precision"),
-        "size_bytes": _size_bytes(source),
+        "size_bytes": _size_bytes(source.path, source.container),
         "tokenizer": _tokenizer(source),
         "prompt_template": prompt_template(config),
         "chat_prompt_tokens": dict(section(config, "data", "chat_prompt_tokens")) or None,
@@ -164,10 +164,9 @@ def _rope(source: Source) -> dict[str, Any]:
     return rope
 
 
-def _size_bytes(source: Source) -> int:
-    if source.container is not None:
-        return sum(region.size for region in source.container.members.values())
-    path = source.path
+def _size_bytes(path: Path, container: Container | None = None) -> int:
+    if container is not None:
+        return sum(region.size for region in container.members.values())
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
