@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nemoalign.archive.store import TensorInfo, TensorStore
+from nemoalign.checkpoint.grouped import ungrouped
 from nemoalign.checkpoint.source import EMBEDDING, HEAD
 from nemoalign.checkpoint.stores import Place, fused
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.legacy import UNSUPPORTED, is_legacy
-from nemoalign.weights.names import canonical_name, is_adapter, layer_of, with_layer
-from nemoalign.weights.tensors import ADAPTER_SPLITS, expected_shapes, pattern_of
+from nemoalign.weights.names import (
+    canonical_name,
+    is_adapter,
+    layer_of,
+    names_experts,
+    pattern_of,
+    placed_name,
+    stack_depth,
+)
+from nemoalign.weights.tensors import ADAPTER_SPLITS, expected_shapes
+
+MAX_STACKED = 1 << 20
+"""More tensors than any stack of layers and experts holds; a name is made for every one of them."""
 
 
 @dataclass
@@ -39,9 +53,10 @@ def find_tensors(store: TensorStore, where: str) -> Found:
         ContentError: for what only an older GPT has, unknown adapters and doubled tensors.
     """
     found = Found()
-    store = fused(store)
+    store = ungrouped(fused(store))
+    has_experts = names_experts(store.tensors)
     for key in store.tensors:
-        name = canonical_name(key)
+        name = canonical_name(key, has_experts=has_experts)
         if name is None:
             continue
         if any(part in f".{name}" for part in UNSUPPORTED):
@@ -61,11 +76,12 @@ def find_tensors(store: TensorStore, where: str) -> Found:
 
 
 def _places(name: str, key: str, store: TensorStore) -> list[tuple[str, Place]]:
-    if "{i}" not in name:
-        return [(name, Place(store, key))]
-    shape = store.tensors[key].shape
-    layers = shape[0] if shape else 0
-    return [(with_layer(name, layer), Place(store, key, layer)) for layer in range(layers)]
+    """Return every tensor of a stack of layers, of experts, or of experts in layers."""
+    sizes = store.tensors[key].shape[: stack_depth(name)]
+    if len(sizes) < stack_depth(name) or math.prod(sizes) > MAX_STACKED:
+        raise ContentError(f'"{key}" has shape {list(sizes)}, which is no stack of tensors.')
+    stack = itertools.product(*map(range, sizes))
+    return [(placed_name(name, at), Place(store, key, at)) for at in stack]
 
 
 def _add(places: dict[str, Place], name: str, place: Place, where: str) -> None:

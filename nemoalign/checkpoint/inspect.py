@@ -133,6 +133,7 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _sizes(source: Source) -> dict[str, Any]:
     arch = source.arch
     embedding = source.weights.tensors.get(EMBEDDING)
+    experts = arch.num_moe_experts
     return {
         "layers": arch.num_layers,
         "hidden": arch.hidden_size,
@@ -140,6 +141,7 @@ def _sizes(source: Source) -> dict[str, Any]:
         "query_groups": arch.query_groups,
         "head_dim": arch.head_dim,
         "ffn": arch.ffn_hidden_size,
+        **({"experts": arch.num_moe_experts, "top_k": arch.moe_router_topk} if experts else {}),
         "vocab": source.vocab_size,
         "vocab_padded": None if embedding is None else embedding.shape[0],
         "sequence_length": arch.encoder_seq_length,

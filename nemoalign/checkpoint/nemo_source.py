@@ -152,6 +152,12 @@ def _check(
     rows = weights.model.tensors[EMBEDDING].shape[0]
     vocab_size, warning = checked_vocabulary(found, rows, where)
     warnings = [warning] if warning else []
+    if arch.num_moe_experts and arch.moe_router_pre_softmax:
+        warnings.append(
+            f"{where} weighs experts without renormalising (moe_router_pre_softmax: true), as NeMo's "
+            "own converter writes Mixtral although it was not trained so. It is read as written; for "
+            "the original model, and in Hugging Face, it is false."
+        )
     if arch.scale_positional_embedding and arch.seq_len_interpolation_factor not in (None, 1.0):
         warnings.append(
             f"{where} scales its rotary positions twice (scale_positional_embedding and "

@@ -94,18 +94,16 @@ def _write_tensor(
 ) -> None:
     info = shards.tensors[name]
     written = options.written_dtype(info.dtype)
-    key, layer = stacked_key(name)
+    key, at = stacked_key(name)
+    stack = (source.arch.num_layers, source.arch.num_moe_experts or 0)[: len(at)]
     size = 0
     for offsets, part in _chunks(source, name, shards):
         array = options.cast(part, info.dtype, name)
         size += array.nbytes
-        if layer is None:
-            writer.add(key, info.shape, offsets, array, written)
-        else:
-            whole = (source.arch.num_layers, *info.shape)
-            writer.add(key, whole, (layer, *offsets), array[None], written)
+        chunk = array.reshape((1,) * len(at) + array.shape)
+        writer.add(key, (*stack, *info.shape), (*at, *offsets), chunk, written)
     account.record(name, {key: info.shape}, written)
-    account.rows[-1] |= {"layer": layer, "bytes": size}
+    account.rows[-1] |= {"at": list(at), "bytes": size}
     if isinstance(source.weights, MappedStore):
         account.rows[-1]["hf"] = list(source.weights.hf_names(name))
 
@@ -181,11 +179,11 @@ def _verify(stage: Path, sums: Mapping[ChunkId, int], advance: Any) -> None:
 
 
 def _with_sums(rows: list[dict[str, Any]], sums: Mapping[ChunkId, int]) -> list[dict[str, Any]]:
-    by_tensor: dict[tuple[str, int | None], list[str]] = {}
+    depths = {key: len(row["at"]) for row in rows for key in row["target"]}
+    by_tensor: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for (key, offsets), crc in sums.items():
-        stacked = key.startswith("model.decoder.layers.")
-        by_tensor.setdefault((key, offsets[0] if stacked else None), []).append(hex_sum(crc))
+        by_tensor.setdefault((key, offsets[: depths[key]]), []).append(hex_sum(crc))
     for row in rows:
         (key,) = row["target"]
-        row["crc32"] = by_tensor[key, row["layer"]]
+        row["crc32"] = by_tensor[key, tuple(row["at"])]
     return rows

@@ -22,7 +22,7 @@ from nemoalign.archive.torch_file import TorchFile
 from nemoalign.checkpoint.nemo_source import MANIFEST_NAME
 from nemoalign.checkpoint.writing import REPORT_NAME
 from nemoalign.errors import SourceError
-from nemoalign.weights.names import canonical_name, with_layer
+from nemoalign.weights.names import canonical_name, placed_name
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 BLOCK_BYTES = 1 << 20
@@ -144,7 +144,7 @@ def _safetensors_pieces(file: str, region: Region, sums: Mapping[str, int]) -> I
 
 def _chunk_name(key: str, offsets: tuple[int, ...]) -> str:
     name = canonical_name(key) or key
-    return with_layer(name, offsets[0]) if "{i}" in name else name
+    return placed_name(name, offsets)
 
 
 def read_manifest(container: Container) -> dict[tuple[str, tuple[int, ...]], int]:

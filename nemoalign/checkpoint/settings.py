@@ -8,6 +8,9 @@ from typing import Any
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
 
+MAX_EXPERTS = 4096
+"""More experts than any model has."""
+
 MAX_LAYERS = 10_000
 """More layers than any model has; names are made for every one of them."""
 
@@ -67,4 +70,22 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where} has {arch.num_attention_heads} attention heads in {arch.query_groups} query "
             "groups, which does not divide."
         )
+    _check_experts(arch, where)
     return arch
+
+
+def _check_experts(arch: Architecture, where: str) -> None:
+    """Refuse kinds of experts that no tensor table of ours describes."""
+    experts, chosen = arch.num_moe_experts, arch.moe_router_topk
+    if experts is None:
+        return
+    if not 0 < chosen <= experts <= MAX_EXPERTS or arch.expert_width < 1:
+        raise ContentError(
+            f"{where} has {experts} experts of width {arch.expert_width}, of which a token goes to "
+            f"{chosen} (num_moe_experts, moe_router_topk); no model has."
+        )
+    if arch.moe_layer_freq != 1 or arch.moe_shared_expert_intermediate_size:
+        raise ContentError(
+            f"{where} has {experts} experts together with shared experts or dense layers "
+            "(moe_shared_expert_intermediate_size, moe_layer_freq), which is not supported."
+        )

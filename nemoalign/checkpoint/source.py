@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from nemoalign.archive.files import Container, Region
 from nemoalign.archive.store import TensorStore
 from nemoalign.config.architecture import Architecture
+from nemoalign.weights.names import pattern_of
 from nemoalign.weights.rules import Family
-from nemoalign.weights.tensors import parts_of, pattern_of
+from nemoalign.weights.tensors import parts_of
 
 EMBEDDING = "embedding.word_embeddings.weight"
 HEAD = "output_layer.weight"
@@ -101,16 +102,23 @@ class Source:
         return dtypes_of(store)
 
     def parameters(self) -> dict[str, int]:
-        """Return the number of parameters by part of the model, without vocabulary padding."""
-        counts: dict[str, int] = dict.fromkeys(PARTS, 0)
+        """Return the number of parameters by part of the model, without vocabulary padding.
+
+        With experts, ``active`` counts what one token goes through.
+        """
         parts = parts_of(self.arch)
+        counts: dict[str, int] = dict.fromkeys((*PARTS, *parts.values()), 0)
         for name, info in self.weights.tensors.items():
             padded = name in (EMBEDDING, HEAD)
             shape = (self.vocab_size, *info.shape[1:]) if padded else info.shape
             counts[parts[pattern_of(name)]] += math.prod(shape)
         if self.adapter is not None:
             counts["adapter"] = sum(info.size for info in self.adapter.weights.tensors.values())
-        counts["total"] = sum(counts.values())
+        counts["total"] = total = sum(counts.values())
+        experts = self.arch.num_moe_experts
+        if experts:
+            idle = counts["experts"] * (experts - self.arch.moe_router_topk) // experts
+            counts["active"] = total - idle
         return counts
 
     def facts(self) -> dict[str, Any]:

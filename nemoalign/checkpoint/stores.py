@@ -17,23 +17,25 @@ from nemoalign.weights.splits import Split
 
 @dataclass(frozen=True)
 class Place:
-    """Where a canonical tensor is: a key of a store and, when layers are stacked, its layer."""
+    """Where a canonical tensor is: a key of a store and, when tensors are stacked, its place there.
+
+    ``at`` is the layer, the expert or both, as the leading dimensions of the stack are.
+    """
 
     store: TensorStore
     key: str
-    layer: int | None = None
+    at: tuple[int, ...] = ()
 
     @property
     def info(self) -> TensorInfo:
         """Shape and element type of this one tensor."""
         info = self.store.tensors[self.key]
-        return info if self.layer is None else TensorInfo(info.shape[1:], info.dtype)
+        return TensorInfo(info.shape[len(self.at) :], info.dtype)
 
     def read(self, index: Index = ()) -> Array:
         """Return the tensor or a slice of it."""
-        if self.layer is None:
-            return self.store.read(self.key, index)
-        return self.store.read(self.key, (slice(self.layer, self.layer + 1), *index))[0]
+        lead = tuple(slice(number, number + 1) for number in self.at)
+        return self.store.read(self.key, (*lead, *index))[(0,) * len(lead)]
 
 
 class PlacedStore:

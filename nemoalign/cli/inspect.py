@@ -160,6 +160,8 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{sizes['layers']} layers, hidden {sizes['hidden']}, MLP {sizes['ffn']}, {sizes['heads']} "
         f"heads of {sizes['head_dim']}, {sizes['query_groups']} query groups",
     )
+    if "experts" in sizes:
+        yield "experts", f"{sizes['experts']}, of which a token goes to {sizes['top_k']}"
     yield "vocabulary", _vocabulary(sizes)
     yield "sequence", f"{sizes['sequence_length']} tokens, {_positions(sizes)}"
     yield "layer", f"{sizes['normalization']}, {sizes['activation']}"
@@ -220,9 +222,12 @@ def _positions(sizes: Mapping[str, Any]) -> str:
 
 
 def _parameters(parts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    sums = ("total", "active")
     total = parts.get("total", sum(parts.values()))
-    shares = [f"{name} {count:,}" for name, count in parts.items() if name != "total" and count]
+    shares = [f"{name} {count:,}" for name, count in parts.items() if name not in sums and count]
     yield "parameters", f"{total:,} ({', '.join(shares)})" if shares else f"{total:,}"
+    if "active" in parts:
+        yield "active", f"{parts['active']:,} for each token"
 
 
 def _tokenizer(known: Mapping[str, Any]) -> str:

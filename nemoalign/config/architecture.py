@@ -55,6 +55,15 @@ class Architecture:
     init_method_std: float = 0.02
     num_moe_experts: int | None = None
     moe_router_topk: int = 2
+    moe_ffn_hidden_size: int | None = None
+    moe_router_pre_softmax: bool = False
+    moe_router_load_balancing_type: str = "aux_loss"
+    moe_aux_loss_coeff: float = 0.0
+    moe_z_loss_coeff: float | None = None
+    moe_input_jitter_eps: float | None = None
+    moe_token_dropping: bool = False
+    moe_layer_freq: int = 1
+    moe_shared_expert_intermediate_size: int | None = None
     transformer_block_type: str = "pre_ln"
 
     @classmethod
@@ -115,6 +124,16 @@ class Architecture:
     def heads_fill_hidden(self) -> bool:
         """True when the heads together are as wide as the model."""
         return self.num_attention_heads * self.head_dim == self.hidden_size
+
+    @property
+    def has_experts(self) -> bool:
+        """True when experts take the place of the MLP."""
+        return bool(self.num_moe_experts)
+
+    @property
+    def expert_width(self) -> int:
+        """Feed-forward width of one expert."""
+        return self.moe_ffn_hidden_size or self.ffn_hidden_size
 
     def padded_vocab_size(self, vocab_size: int, tp: int = 1) -> int:
         """Rows of the embedding at tensor-parallel size ``tp`` (``_vocab_size_with_padding``)."""

@@ -7,23 +7,24 @@ which Megatron tensor, ``config`` how the fields of config.json and model_config
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
 from nemoalign.weights.config_rules import ConfigRule
-from nemoalign.weights.names import with_layer
+from nemoalign.weights.names import numbers_of, pattern_of, with_numbers
 from nemoalign.weights.ops import Copy, Op
-from nemoalign.weights.tensors import expected_shapes, holds, pattern_of
+from nemoalign.weights.tensors import expected_shapes, holds
 
 
 @dataclass(frozen=True)
 class WeightRule:
     """One Megatron tensor, the Hugging Face tensor or tensors it is made of, and the operation.
 
-    Names hold ``{i}`` for the layer; ``when`` names a condition of ``tensors.CONDITIONS``.
+    Names hold ``{i}`` for the layer and ``{e}`` for the expert; ``when`` names a condition of
+    ``tensors.CONDITIONS``.
     """
 
     megatron: str
@@ -92,15 +93,9 @@ def tensor_plans(family: Family, arch: Architecture) -> list[TensorPlan]:
                 f'Family {family.name} has no Hugging Face tensor for "{pattern}", which '
                 "model_config.yaml asks for; such a model cannot be written as Hugging Face."
             )
-        plans.append(TensorPlan(name, _layered(rule.hf_names, name, pattern), rule.op))
+        hf_names = tuple(with_numbers(hf_name, *numbers_of(name)) for hf_name in rule.hf_names)
+        plans.append(TensorPlan(name, hf_names, rule.op))
     return plans
-
-
-def _layered(hf_names: Sequence[str], name: str, pattern: str) -> tuple[str, ...]:
-    if name == pattern:
-        return tuple(hf_names)
-    layer = int(name.split(".")[2])
-    return tuple(with_layer(hf_name, layer) for hf_name in hf_names)
 
 
 def _folded(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nemoalign.weights.names import PREFIX, RENAMES, layer_of
+from nemoalign.weights.names import INPUT_NORM, PREFIX, RENAMES, layer_of
 
 HEAD = "output_layer.weight"
 
@@ -37,5 +37,5 @@ class Spelling:
 
 def spelling_of(keys: Iterable[str]) -> Spelling:
     """Return the spelling in which these keys of a rank's file are written."""
-    modules = tuple(module for module, _ in RENAMES)
-    return Spelling(fused_norms=not any(name in key for key in keys for name in modules))
+    module = INPUT_NORM[0]  # the norm before experts is a module of its own everywhere
+    return Spelling(fused_norms=not any(module in key for key in keys))

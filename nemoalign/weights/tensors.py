@@ -11,16 +11,23 @@ from dataclasses import dataclass
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
+from nemoalign.weights.names import pattern_of, with_numbers
 from nemoalign.weights.splits import COLUMNS, GATED_ROWS, REPLICATED, ROWS, Split
 
 CONDITIONS: Mapping[str, Callable[[Architecture], bool]] = {
     "always": lambda arch: True,
     "untied": lambda arch: not arch.share_embeddings_and_output_weights,
     "learned_positions": lambda arch: arch.position_embedding_type == "learned_absolute",
-    "norm_bias": lambda arch: arch.normalization.lower().startswith("layernorm"),
+    "norm_bias": lambda arch: _has_norm_bias(arch),
     "bias": lambda arch: arch.bias,
     "qkv_bias": lambda arch: arch.bias or arch.qkv_bias,
     "qk_layernorm": lambda arch: arch.qk_layernorm,
+    "dense": lambda arch: not arch.num_moe_experts,
+    "dense_norm_bias": lambda arch: _has_norm_bias(arch) and not arch.num_moe_experts,
+    "dense_bias": lambda arch: arch.bias and not arch.num_moe_experts,
+    "experts": lambda arch: bool(arch.num_moe_experts),
+    "experts_norm_bias": lambda arch: _has_norm_bias(arch) and bool(arch.num_moe_experts),
+    "experts_bias": lambda arch: arch.bias and bool(arch.num_moe_experts),
 }
 """What an architecture may have; rows of families name these in ``when``."""
 
@@ -32,6 +39,9 @@ _SIZES: Mapping[str, Callable[[Architecture], int]] = {
     "d": lambda arch: arch.head_dim,
     "f": lambda arch: arch.ffn_hidden_size,
     "g": lambda arch: arch.ffn_hidden_size * (2 if arch.gated else 1),
+    "e": lambda arch: arch.num_moe_experts or 0,
+    "m": lambda arch: arch.expert_width,
+    "n": lambda arch: arch.expert_width * (2 if arch.gated else 1),
 }
 
 
@@ -40,7 +50,8 @@ class TensorRow:
     """One tensor (or one per layer): name, shape in letters, cut, part of the model, condition.
 
     Letters: v vocabulary rows, h hidden, p positions, q rows of linear_qkv, a heads x head width,
-    d head width, f feed-forward width, g rows of linear_fc1 (2f when gated).
+    d head width, f feed-forward width, g rows of linear_fc1 (2f when gated), e experts, m and n
+    what f and g are, in an expert. Names hold ``{i}`` for the layer and ``{e}`` for the expert.
     """
 
     name: str
@@ -52,6 +63,8 @@ class TensorRow:
 
 _ATTENTION = "decoder.layers.{i}.self_attention."
 _MLP = "decoder.layers.{i}.mlp."
+_EXPERT = _MLP + "experts.local_experts.{e}."
+_EXPERT_NORM = "decoder.layers.{i}.pre_mlp_layernorm."
 
 GPT_TENSORS = (
     TensorRow("embedding.word_embeddings.weight", "vh", ROWS, "embedding"),
@@ -66,12 +79,19 @@ GPT_TENSORS = (
     TensorRow(_ATTENTION + "k_layernorm.weight", "d", REPLICATED, "norms", "qk_layernorm"),
     TensorRow(_ATTENTION + "linear_proj.weight", "ha", COLUMNS, "attention"),
     TensorRow(_ATTENTION + "linear_proj.bias", "h", REPLICATED, "attention", "bias"),
-    TensorRow(_MLP + "linear_fc1.layer_norm_weight", "h", REPLICATED, "norms"),
-    TensorRow(_MLP + "linear_fc1.layer_norm_bias", "h", REPLICATED, "norms", "norm_bias"),
-    TensorRow(_MLP + "linear_fc1.weight", "gh", GATED_ROWS, "mlp"),
-    TensorRow(_MLP + "linear_fc1.bias", "g", GATED_ROWS, "mlp", "bias"),
-    TensorRow(_MLP + "linear_fc2.weight", "hf", COLUMNS, "mlp"),
-    TensorRow(_MLP + "linear_fc2.bias", "h", REPLICATED, "mlp", "bias"),
+    TensorRow(_MLP + "linear_fc1.layer_norm_weight", "h", REPLICATED, "norms", "dense"),
+    TensorRow(_MLP + "linear_fc1.layer_norm_bias", "h", REPLICATED, "norms", "dense_norm_bias"),
+    TensorRow(_MLP + "linear_fc1.weight", "gh", GATED_ROWS, "mlp", "dense"),
+    TensorRow(_MLP + "linear_fc1.bias", "g", GATED_ROWS, "mlp", "dense_bias"),
+    TensorRow(_MLP + "linear_fc2.weight", "hf", COLUMNS, "mlp", "dense"),
+    TensorRow(_MLP + "linear_fc2.bias", "h", REPLICATED, "mlp", "dense_bias"),
+    TensorRow(_EXPERT_NORM + "weight", "h", REPLICATED, "norms", "experts"),
+    TensorRow(_EXPERT_NORM + "bias", "h", REPLICATED, "norms", "experts_norm_bias"),
+    TensorRow(_MLP + "router.weight", "eh", REPLICATED, "router", "experts"),
+    TensorRow(_EXPERT + "linear_fc1.weight", "nh", GATED_ROWS, "experts", "experts"),
+    TensorRow(_EXPERT + "linear_fc1.bias", "n", GATED_ROWS, "experts", "experts_bias"),
+    TensorRow(_EXPERT + "linear_fc2.weight", "hm", COLUMNS, "experts", "experts"),
+    TensorRow(_EXPERT + "linear_fc2.bias", "h", REPLICATED, "experts", "experts_bias"),
     TensorRow("decoder.final_layernorm.weight", "h", REPLICATED, "norms"),
     TensorRow("decoder.final_layernorm.bias", "h", REPLICATED, "norms", "norm_bias"),
     TensorRow("output_layer.weight", "vh", ROWS, "head", "untied"),
@@ -104,7 +124,7 @@ ADAPTER_SPLITS: Mapping[str, Split] = {
 }
 
 SPLITS: Mapping[str, Split] = {**{row.name: row.split for row in GPT_TENSORS}, **ADAPTER_SPLITS}
-"""The cut of every canonical tensor, by its name with ``{i}`` for the layer."""
+"""The cut of every canonical tensor, by its name with ``{i}`` for the layer, ``{e}`` for the expert."""
 
 
 def holds(condition: str, arch: Architecture) -> bool:
@@ -114,11 +134,6 @@ def holds(condition: str, arch: Architecture) -> bool:
 
 def tensor_rows(arch: Architecture) -> Iterator[TensorRow]:
     """Yield the rows of the table that a model of ``arch`` has."""
-    if arch.num_moe_experts:
-        raise ContentError(
-            f"model_config.yaml describes {arch.num_moe_experts} experts (num_moe_experts); "
-            "mixture-of-experts checkpoints are not supported yet."
-        )
     return (row for row in GPT_TENSORS if holds(row.when, arch))
 
 
@@ -134,13 +149,15 @@ def expected_shapes(arch: Architecture, vocab_rows: int) -> dict[str, tuple[int,
     first, last = rows.index(layered[0]), rows.index(layered[-1])
     named = [(row.name, row) for row in rows[:first]]
     for layer in range(arch.num_layers):
-        named += [(row.name.replace("{i}", str(layer)), row) for row in layered]
+        for row in layered:
+            experts = range(arch.num_moe_experts or 0) if "{e}" in row.name else (None,)
+            named += [(with_numbers(row.name, layer, expert), row) for expert in experts]
     named += [(row.name, row) for row in rows[last + 1 :]]
     return {name: tensor_shape(row, arch, vocab_rows) for name, row in named}
 
 
 def parts_of(arch: Architecture) -> dict[str, str]:
-    """Return the part of the model (embedding, attention, mlp, norms, head) each pattern belongs to."""
+    """Return the part of the model (embedding, attention, mlp, ...) each pattern belongs to."""
     return {row.name: row.part for row in tensor_rows(arch)}
 
 
@@ -156,10 +173,5 @@ def split_of(name: str, arch: Architecture) -> Split:
     return ROWS if split is GATED_ROWS and not arch.gated else split
 
 
-def pattern_of(name: str) -> str:
-    """Return the canonical name with ``{i}`` in place of its layer number."""
-    head, dot, rest = name.partition("decoder.layers.")
-    number, _, tail = rest.partition(".")
-    if not dot or head or not number.isdigit():
-        return name
-    return f"decoder.layers.{{i}}.{tail}"
+def _has_norm_bias(arch: Architecture) -> bool:
+    return arch.normalization.lower().startswith("layernorm")

@@ -36,7 +36,7 @@ class Arrays:
 def test_a_layer_of_a_stack_is_a_view():
     stack = np.arange(24.0).reshape(2, 3, 4)
     store = PlacedStore(
-        {"a.0": Place(Arrays(s=stack), "s", 0), "a.1": Place(Arrays(s=stack), "s", 1)}
+        {"a.0": Place(Arrays(s=stack), "s", (0,)), "a.1": Place(Arrays(s=stack), "s", (1,))}
     )
     assert store.tensors["a.1"] == TensorInfo((3, 4), "float32")
     assert np.shares_memory(store.read("a.1"), stack)

@@ -8,8 +8,11 @@ from nemoalign.weights.names import (
     canonical_name,
     is_adapter,
     layer_of,
+    names_experts,
+    numbers_of,
+    pattern_of,
     stacked_key,
-    with_layer,
+    with_numbers,
 )
 
 QKV = "self_attention.linear_qkv"
@@ -55,18 +58,70 @@ def test_only_the_prefix_is_stripped_not_every_model_in_a_key():
     assert canonical_name("model.encoder.model.weight") == "encoder.model.weight"
 
 
+EXPERT = "mlp.experts.local_experts"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (
+            "model.decoder.layers.mlp.experts.experts.linear_fc1.weight",
+            f"decoder.layers.{{i}}.{EXPERT}.{{e}}.linear_fc1.weight",
+        ),
+        (
+            "module.decoder.layers.4.mlp.experts.experts.linear_fc2.weight",
+            f"decoder.layers.4.{EXPERT}.{{e}}.linear_fc2.weight",
+        ),
+        (
+            "decoder.layers.4.mlp.experts.experts.11.linear_fc2.weight",
+            f"decoder.layers.4.{EXPERT}.11.linear_fc2.weight",
+        ),
+        (
+            f"model.decoder.layers.0.{EXPERT}.3.linear_fc1.bias",
+            f"decoder.layers.0.{EXPERT}.3.linear_fc1.bias",
+        ),
+        (
+            "model.decoder.layers.0.mlp.experts.linear_fc1.weight12",
+            f"decoder.layers.0.{EXPERT}.12.linear_fc1.weight",
+        ),
+        (
+            "model.decoder.layers.pre_mlp_layernorm.weight",
+            "decoder.layers.{i}.pre_mlp_layernorm.weight",
+        ),
+        # megatron-core's local spec stacks it under the name it has in a dense MLP.
+        (
+            "model.decoder.layers.mlp.linear_fc1.layer_norm_weight",
+            "decoder.layers.{i}.pre_mlp_layernorm.weight",
+        ),
+    ],
+)
+def test_every_spelling_of_experts_has_one_canonical_name(key, name):
+    assert canonical_name(key, has_experts=True) == name
+
+
+def test_experts_stack_by_layer_and_number_under_nemos_doubled_key():
+    name = f"decoder.layers.5.{EXPERT}.11.linear_fc1.weight"
+    key = "model.decoder.layers.mlp.experts.experts.linear_fc1.weight"
+    assert stacked_key(name) == (key, (5, 11))
+    assert numbers_of(name) == (5, 11)
+    assert pattern_of(name) == f"decoder.layers.{{i}}.{EXPERT}.{{e}}.linear_fc1.weight"
+    assert with_numbers(pattern_of(name), 5, 11) == name
+    assert names_experts([key])
+    assert not names_experts(["model.decoder.layers.mlp.linear_fc1.weight"])
+
+
 def test_canonical_names_stack_under_the_key_of_a_nemo_archive():
     assert stacked_key(f"decoder.layers.5.{QKV}.weight") == (
         f"model.decoder.layers.{QKV}.weight",
-        5,
+        (5,),
     )
-    assert stacked_key("output_layer.weight") == ("model.output_layer.weight", None)
+    assert stacked_key("output_layer.weight") == ("model.output_layer.weight", ())
 
 
 def test_layers_are_read_and_filled_in():
     assert layer_of("decoder.layers.12.mlp.linear_fc2.weight") == 12
     assert layer_of("decoder.final_layernorm.weight") is None
-    assert with_layer("decoder.layers.{i}.x", 3) == "decoder.layers.3.x"
+    assert with_numbers("decoder.layers.{i}.x", 3) == "decoder.layers.3.x"
 
 
 def test_adapters_are_recognised():

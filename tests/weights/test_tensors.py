@@ -6,8 +6,9 @@ import pytest
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
+from nemoalign.weights.names import pattern_of
 from nemoalign.weights.splits import COLUMNS, GATED_ROWS, REPLICATED, ROWS
-from nemoalign.weights.tensors import SPLITS, expected_shapes, parts_of, pattern_of, split_of
+from nemoalign.weights.tensors import SPLITS, expected_shapes, parts_of, split_of
 
 SIZES = {"num_layers": 2, "hidden_size": 8, "ffn_hidden_size": 12, "num_attention_heads": 4}
 
@@ -95,10 +96,27 @@ def test_fc1_without_a_gate_is_cut_in_one_run():
 
 
 def test_a_name_without_a_cut_is_named():
-    with pytest.raises(ContentError, match=r"mlp\.router\.weight"):
-        split_of("decoder.layers.0.mlp.router.weight", Architecture(**SIZES))
+    with pytest.raises(ContentError, match=r"mlp\.gate\.weight"):
+        split_of("decoder.layers.0.mlp.gate.weight", Architecture(**SIZES))
 
 
-def test_experts_are_refused_by_name_for_now():
-    with pytest.raises(ContentError, match="8 experts"):
-        expected_shapes(Architecture(**SIZES, num_moe_experts=8), 32)
+def test_experts_take_the_place_of_the_mlp_and_have_a_router_and_a_norm():
+    arch = Architecture(
+        **SIZES, num_moe_experts=3, moe_ffn_hidden_size=5, activation="swiglu", bias=False
+    )
+    shapes = expected_shapes(arch, 32)
+    mlp = {
+        name[17:]: shape
+        for name, shape in shapes.items()
+        if name.startswith("decoder.layers.1.") and "attention" not in name
+    }
+    experts = {
+        f"mlp.experts.local_experts.{e}.linear_{fc}.weight": shape
+        for e in range(3)
+        for fc, shape in (("fc1", (10, 8)), ("fc2", (8, 5)))
+    }
+    norm = {"pre_mlp_layernorm.weight": (8,), "pre_mlp_layernorm.bias": (8,)}
+    assert mlp == norm | {"mlp.router.weight": (3, 8)} | experts
+    fc1 = "decoder.layers.1.mlp.experts.local_experts.2.linear_fc1.weight"
+    assert split_of(fc1, arch) == GATED_ROWS
+    assert split_of("decoder.layers.1.mlp.router.weight", arch) == REPLICATED
