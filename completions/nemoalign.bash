@@ -12,7 +12,7 @@ _nemoalign() {
     case "$command:$flag" in
         inspect:--tensors|inspect:-k|inspect:--key) return;;
         inspect:--diff) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
-        convert:-o|convert:--out|convert:--tokenizer) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
+        convert:-o|convert:--out|convert:--tokenizer|convert:--base) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
         convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--to) COMPREPLY=($(compgen -W "auto nemo hf" -- "$current")); return;;
@@ -41,10 +41,10 @@ _nemoalign() {
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check --diff -k --key --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --base --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         export)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --adapter --merge --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --adapter --merge --adapter-only --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         reshard)
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --tp --pp --ep --vp --format --help"

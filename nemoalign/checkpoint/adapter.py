@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.ops import FuseGateUp, FuseQKV, Op
 from nemoalign.weights.tensors import expected_shapes
 
-_TARGETS: Mapping[str, str] = {
+FUSED: Mapping[str, str] = {
     "self_attention.adapter_layer.lora_kqv_adapter": "self_attention.linear_qkv.weight",
     "self_attention.adapter_layer.lora_dense_attention_adapter": "self_attention.linear_proj.weight",
     "mlp.adapter_layer.lora_hto4h_adapter": "mlp.linear_fc1.weight",
     "mlp.adapter_layer.lora_4htoh_adapter": "mlp.linear_fc2.weight",
 }
-_UNFUSED: Mapping[str, tuple[str, tuple[str, ...], Op]] = {
+"""The weight of a layer that each of NeMo's adapters changes."""
+
+UNFUSED: Mapping[str, tuple[str, tuple[str, ...], Op]] = {
     "self_attention.adapter_layer.lora_unfused_kqv_adapter": (
         "self_attention.linear_qkv.weight",
         ("q_adapter", "k_adapter", "v_adapter"),
@@ -34,6 +37,7 @@ _UNFUSED: Mapping[str, tuple[str, tuple[str, ...], Op]] = {
         FuseGateUp(),
     ),
 }
+"""The same for NeMo's canonical variant, which has an adapter for each part of a fused weight."""
 
 
 def read_adapter(
@@ -76,6 +80,15 @@ def read_adapter(
     return adapter
 
 
+def find_base(recorded: str | None, adapter: Path) -> Path | None:
+    """Return the base model that an adapter records: as it is, then beside the adapter."""
+    if not recorded:
+        return None
+    tried = (Path(recorded), adapter.parent / recorded, adapter.parent / Path(recorded).name)
+    mine = adapter.resolve()
+    return next((path for path in tried if path.exists() and path.resolve() != mine), None)
+
+
 def adapted_tensors(
     adapter: AdapterInfo, where: str
 ) -> dict[str, tuple[tuple[tuple[str, str], ...], Op | None]]:
@@ -84,11 +97,11 @@ def adapted_tensors(
     bases = {name.rsplit(".linear_", 1)[0] for name in adapter.weights.tensors}
     for base in sorted(bases):
         layer, module = _split_layer(base)
-        if module in _TARGETS:
-            adapted[f"{layer}.{_TARGETS[module]}"] = ((_pair(base, adapter, where),), None)
+        if module in FUSED:
+            adapted[f"{layer}.{FUSED[module]}"] = ((_pair(base, adapter, where),), None)
             continue
         fused = module.rpartition(".")[0]
-        target, parts, op = _UNFUSED[fused]
+        target, parts, op = UNFUSED[fused]
         prefix = base.rpartition(".")[0]
         pairs = tuple(_pair(f"{prefix}.{part}", adapter, where) for part in parts)
         adapted[f"{layer}.{target}"] = (pairs, op)

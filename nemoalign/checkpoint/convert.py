@@ -25,9 +25,12 @@ def convert(
     options: WriteOptions | None = None,
     *,
     to: str = "auto",
+    base: Path | str | None = None,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Convert a checkpoint and return the report that is also written to ``conversion.json``.
+
+    ``base`` is the model a PEFT adapter was trained on, when it is not where the adapter says.
 
     Raises:
         SourceError, ContentError, ConflictError, VerificationError: as the exit codes say; nothing
@@ -37,7 +40,7 @@ def convert(
     if to not in TARGETS:
         raise ConfigError(f"--to is {to}; use one of {', '.join(TARGETS)}.")
     target = Path(target)
-    opened = open_source(source)
+    opened = open_source(source, None if base is None else open_source(base))
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     opened = with_tokenizer(opened, options.tokenizer)

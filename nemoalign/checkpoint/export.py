@@ -1,4 +1,4 @@
-"""``nemoalign export``: any source to a Hugging Face directory, with a LoRA adapter merged in."""
+"""``nemoalign export``: any source to a Hugging Face directory, its LoRA adapter merged or alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nemoalign.checkpoint.adapter import MergedStore
+from nemoalign.checkpoint.adapter import MergedStore, find_base
 from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.open import open_checkpoint, open_source
+from nemoalign.checkpoint.peft_target import write_peft
 from nemoalign.checkpoint.source import AdapterInfo, Source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
 from nemoalign.checkpoint.vit_hf_target import write_vit_hf
@@ -25,12 +26,14 @@ def export(
     options: WriteOptions | None = None,
     *,
     adapter: Path | str | None = None,
+    adapter_only: bool = False,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write a checkpoint as a Hugging Face directory and return the report kept in it.
 
-    ``adapter`` is a LoRA adapter ``.nemo`` to merge into the source. A source that is itself an
-    adapter is merged into the base it was trained on.
+    ``adapter`` is a LoRA adapter, a ``.nemo`` or a PEFT directory, to merge into the source. A source
+    that is itself an adapter is merged into the base it was trained on. With ``adapter_only`` the
+    adapter is written, as PEFT keeps it, and not the model.
 
     Raises:
         SourceError, ContentError, ConflictError, VerificationError: as the exit codes say; nothing
@@ -42,11 +45,14 @@ def export(
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     if isinstance(opened, VitSource):
-        check_vit_flags(options, adapter)
+        check_vit_flags(options, adapter or (adapter_only or None))
         for warning in opened.warnings:
             reporter.warn(warning)
         return write_vit_hf(opened, target, options, reporter)
-    merged = with_adapter(opened, None if adapter is None else open_source(adapter), target)
+    given = None if adapter is None else open_source(adapter, opened)
+    if adapter_only:
+        return write_peft(given or opened, target, options, reporter)
+    merged = with_adapter(opened, given, target)
     if merged.adapter is not None:
         rank, scale = merged.adapter.dim, merged.adapter.scale
         reporter.say(f"Merging the adapter of rank {rank}, scale {scale:g}, into {merged.path}.")
@@ -97,12 +103,10 @@ def _merged(base: Source, adapter: AdapterInfo, told_by: Source) -> Source:
 def _base_of(source: Source, target: Path) -> Source:
     """Return the base model an adapter records: its path as it is, then beside the adapter."""
     recorded = source.adapter.base if source.adapter else None
-    folder = source.path.parent
-    tried = [Path(recorded), folder / recorded, folder / Path(recorded).name] if recorded else []
-    for candidate in tried:
-        if candidate.exists() and candidate.resolve() != source.path.resolve():
-            # An adapter trained on top of another one starts from what that one made.
-            return with_adapter(open_source(candidate), None, target)
+    path = find_base(recorded, source.path)
+    if path is not None:
+        # An adapter trained on top of another one starts from what that one made.
+        return with_adapter(open_source(path), None, target)
     found = f'its base "{recorded}" is not there' if recorded else "it does not say of which base"
     raise SourceError(
         f"{source.path} is a LoRA adapter, and {found}. Name the base: "

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from nemoalign.archive.files import Container, open_container
+from nemoalign.checkpoint.adapter import find_base
 from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
 from nemoalign.checkpoint.lightning import open_lightning
@@ -25,6 +26,7 @@ from nemoalign.checkpoint.nemo_source import (
     read_configs,
     read_json_object,
 )
+from nemoalign.checkpoint.peft_source import is_peft, open_peft, recorded_base
 from nemoalign.checkpoint.ranks import rank_of
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.vit_hf_source import is_hf_vit, open_vit_hf
@@ -34,9 +36,9 @@ from nemoalign.errors import ContentError, SourceError
 _HF_CONFIG = "config.json"
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str, base: Source | None = None) -> Source:
     """Return the language model at ``path``; raises as ``open_checkpoint``, and for any other model."""
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, base)
     if isinstance(opened, VitSource):
         raise ContentError(
             f"{opened.path} is a ViT, an image classifier; this takes language models. A ViT can be "
@@ -45,8 +47,10 @@ def open_source(path: Path | str) -> Source:
     return opened
 
 
-def open_checkpoint(path: Path | str) -> Source | VitSource:
+def open_checkpoint(path: Path | str, base: Source | None = None) -> Source | VitSource:
     """Return the checkpoint at ``path``: a file, an unpacked one, a model directory or a run.
+
+    ``base`` is the model of a PEFT adapter, which alone does not say what it adapts.
 
     Raises:
         SourceError: when there is nothing, or nothing that is a checkpoint, or it is damaged.
@@ -58,10 +62,10 @@ def open_checkpoint(path: Path | str) -> Source | VitSource:
     if path.is_file():
         _refuse_other_files(path)
     found = _find(path) if path.is_dir() else path
-    return _open(found, None if found == path else path)
+    return _open(found, None if found == path else path, base)
 
 
-def _open(found: Path, folder: Path | None) -> Source | VitSource:
+def _open(found: Path, folder: Path | None, base: Source | None) -> Source | VitSource:
     home = _holder(found)
     if home is not None:
         return _open_nemo(open_container(home), "nemo directory", folder)
@@ -70,7 +74,10 @@ def _open(found: Path, folder: Path | None) -> Source | VitSource:
         return open_lightning(saved, folder)
     if found.is_file():
         return _open_nemo(open_container(found), "nemo", folder)
-    return _open_hf(open_container(found), folder)
+    container = open_container(found)
+    if is_peft(container.members):
+        return open_peft(container, base or _peft_base(container))
+    return _open_hf(container, folder)
 
 
 def _open_nemo(container: Container, kind: str, folder: Path | None = None) -> Source | VitSource:
@@ -81,6 +88,18 @@ def _open_nemo(container: Container, kind: str, folder: Path | None = None) -> S
 def _open_hf(container: Container, folder: Path | None) -> Source | VitSource:
     config = read_json_object(container.member(_HF_CONFIG), f"{container.path}: {_HF_CONFIG}")
     return (open_vit_hf if is_hf_vit(config) else open_hf)(container, folder)
+
+
+def _peft_base(container: Container) -> Source:
+    recorded = recorded_base(container)
+    found = find_base(recorded, container.path)
+    if found is None:
+        raise SourceError(
+            f"{container.path} is a PEFT adapter of {recorded or 'an unknown model'}, which is not "
+            f"there. Name its base: nemoalign convert {container.path} --base BASE -o adapter.nemo, "
+            f"or nemoalign export BASE --adapter {container.path} -o merged"
+        )
+    return open_source(found)
 
 
 def _holder(found: Path) -> Path | None:
@@ -117,7 +136,7 @@ def _find(folder: Path) -> Path:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    if (folder / CONFIG_NAME).is_file():
+    if (folder / CONFIG_NAME).is_file() or is_peft([c.name for c in folder.iterdir()]):
         return True
     return (folder / _HF_CONFIG).is_file() and any(folder.glob("*.safetensors"))
 

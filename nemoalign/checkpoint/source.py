@@ -25,6 +25,7 @@ KINDS = {
     "nemo directory": "unpacked NeMo archive",
     "lightning": "Lightning checkpoint",
     "hf": "Hugging Face model",
+    "peft": "PEFT adapter",
 }
 """What a source can be, in the words of a person."""
 

@@ -106,7 +106,7 @@ def check_target(target: Path, source: Path, options: WriteOptions) -> None:
         raise ConflictError(f"{target} exists. Choose another -o, or add --overwrite.")
     if target.is_dir() and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise ConflictError(f"{target} is or holds the source itself. Choose another -o.")
-    known = ("config.json", "model_config.yaml", REPORT_NAME)
+    known = ("config.json", "model_config.yaml", "adapter_config.json", REPORT_NAME)
     is_filled = target.is_dir() and any(target.iterdir())
     if is_filled and not any((target / name).is_file() for name in known):
         raise ConflictError(

@@ -88,6 +88,14 @@ class ConvertFlags(WriteFlags):
         shown="auto, .nemo if DST ends so, else Hugging Face",
         panel=TARGET,
     )
+    base: Path | None = setting(
+        None,
+        "Base model of a PEFT adapter.",
+        flag="--base",
+        path_kind="any",
+        shown="the one it records",
+        panel=OUTPUT,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +105,18 @@ class ExportFlags(WriteFlags):
     to: Literal["hf"] = setting("hf", "Form of DST.", flag="--to", panel=TARGET)
     adapter: Path | None = setting(
         None,
-        "LoRA adapter to merge.",
+        "LoRA adapter, a .nemo or a PEFT directory.",
         flag="--adapter",
         path_kind="any",
         shown="the source's own",
         panel=TARGET,
     )
     merge: bool = setting(
-        True, "Merge the adapter into the weights; always so.", flag="--merge", panel=TARGET
+        True,
+        "Merge the adapter into the weights, or write it alone, as PEFT keeps it.",
+        flag="--merge/--adapter-only",
+        shown="merge",
+        panel=TARGET,
     )
 
 
@@ -117,13 +129,18 @@ def convert(typed: Mapping[str, Any]) -> None:
 
     reporter = show.make_reporter(quiet=known.quiet)
     report = convert_checkpoint(
-        typed["source"], known.out, known.options(), to=known.to, reporter=reporter
+        typed["source"],
+        known.out,
+        known.options(),
+        to=known.to,
+        base=known.base,
+        reporter=reporter,
     )
     show_written(report, known)
 
 
 def export(typed: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a Hugging Face directory, adapters merged."""
+    """Write a checkpoint as a Hugging Face directory, adapters merged or alone."""
     known = flags.read(ExportFlags, typed)
 
     from nemoalign.checkpoint.export import export as export_checkpoint
@@ -131,7 +148,12 @@ def export(typed: Mapping[str, Any]) -> None:
 
     reporter = show.make_reporter(quiet=known.quiet)
     report = export_checkpoint(
-        typed["source"], known.out, known.options(), adapter=known.adapter, reporter=reporter
+        typed["source"],
+        known.out,
+        known.options(),
+        adapter=known.adapter,
+        adapter_only=not known.merge,
+        reporter=reporter,
     )
     show_written(report, known)
 
@@ -166,6 +188,7 @@ COMMANDS = (
         summary="Write any checkpoint as a Hugging Face directory that transformers loads.",
         panel=PANEL,
         example="run/ -o hf/ --merge",
+        more_examples=("adapter.nemo -o peft/ --adapter-only",),
         positional=SOURCE,
         entries=own_settings(ExportFlags),
         run=export,
