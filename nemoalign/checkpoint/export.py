@@ -45,7 +45,7 @@ def export(
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     if isinstance(opened, VitSource):
-        check_vit_flags(options, adapter or (adapter_only or None))
+        check_vit_flags(options, "" if adapter_only else adapter)
         for warning in opened.warnings:
             reporter.warn(warning)
         return write_vit_hf(opened, target, options, reporter)
