@@ -126,7 +126,7 @@ def test_the_config_json_an_archive_keeps_cannot_override_the_architecture():
     ("changes", "name", "words"),
     [
         ({"rotary_percentage": 0.5}, "llama", ["rotary_percentage: 0.5"]),
-        ({"num_moe_experts": 4}, "llama", ["num_moe_experts: 4"]),
+        ({"num_moe_experts": 4, "bias": True}, "mixtral", ["bias: True"]),
         (GPT2 | {"num_query_groups": 1}, "gpt2", ["heads_per_group: 2"]),
         (GPT2 | {"bias": False}, "gpt2", ["bias: False"]),
     ],
