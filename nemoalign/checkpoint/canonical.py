@@ -20,6 +20,7 @@ from nemoalign.weights.names import (
     is_adapter,
     layer_of,
     names_experts,
+    optimizer_name,
     pattern_of,
     placed_name,
     stack_depth,
@@ -36,6 +37,8 @@ class Found:
 
     model: dict[str, Place] = field(default_factory=dict[str, Place])
     adapter: dict[str, Place] = field(default_factory=dict[str, Place])
+    optimizer: dict[str, Place] = field(default_factory=dict[str, Place])
+    """State of the optimizer, where it has names: ``exp_avg.`` and the name of its weight."""
     is_legacy: bool = False
     """True when a key is one of NeMo's own GPT, from before megatron-core."""
 
@@ -56,6 +59,9 @@ def find_tensors(store: TensorStore, where: str) -> Found:
     store = ungrouped(fused(store))
     has_experts = names_experts(store.tensors)
     for key in store.tensors:
+        state = optimizer_name(key, has_experts=has_experts)
+        if state is not None:
+            found.optimizer.update(_places(state, key, store))
         name = canonical_name(key, has_experts=has_experts)
         if name is None:
             continue
@@ -149,6 +155,19 @@ def _other_positions(name: str, info: TensorInfo, arch: Architecture) -> bool:
     """Older archives size learned positions by max_position_embeddings."""
     shape = (arch.max_position_embeddings, arch.hidden_size)
     return name == "embedding.position_embeddings.weight" and info.shape == shape
+
+
+def optimizer_state(found: Found) -> dict[str, Place]:
+    """Return the state of the optimizer, empty unless every part is as large as its weight.
+
+    Some writers flatten it over the ranks of data parallelism; then only they can put it together.
+    """
+    weights = found.model | found.adapter
+    for name, place in found.optimizer.items():
+        weight = weights.get(name.partition(".")[2])
+        if weight is None or weight.info.shape != place.info.shape:
+            return {}
+    return found.optimizer
 
 
 def without_copies(found: dict[str, Place], arch: Architecture) -> dict[str, Place]:

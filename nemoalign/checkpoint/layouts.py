@@ -11,7 +11,7 @@ from nemoalign.archive.files import Container
 from nemoalign.archive.sharded import open_sharded
 from nemoalign.archive.store import TensorStore
 from nemoalign.archive.torch_file import TorchFile
-from nemoalign.checkpoint.canonical import Found, find_tensors, without_copies
+from nemoalign.checkpoint.canonical import Found, find_tensors, optimizer_state, without_copies
 from nemoalign.checkpoint.ranks import Rank, Weights, join_ranks, parallel_sizes, rank_of
 from nemoalign.checkpoint.stores import PlacedStore
 from nemoalign.config.architecture import Architecture
@@ -56,6 +56,7 @@ def dist_weights(folder: Container, arch: Architecture) -> Weights:
     """
     store = open_sharded(folder)
     found = find_tensors(store, str(folder.path))
+    optimizer = optimizer_state(found)
     copies = without_copies(found.model, arch)
     return Weights(
         store.backend,
@@ -63,6 +64,7 @@ def dist_weights(folder: Container, arch: Architecture) -> Weights:
         PlacedStore(found.adapter),
         PlacedStore(copies),
         is_legacy=found.is_legacy,
+        optimizer=PlacedStore(optimizer) if optimizer else None,
     )
 
 

@@ -106,7 +106,7 @@ def saved_names(folder: Path) -> list[Path]:
             continue
         if rank_of(child.name) is not None and child.is_dir():
             found |= {folder / file.name: None for file in sorted(child.glob(f"*{SUFFIX}"))}
-        elif is_torch_file(child) if child.suffix == SUFFIX else is_distributed(child):
+        elif is_distributed(child) or (child.suffix == SUFFIX and is_torch_file(child)):
             found[child] = None
     names = [path for path in found if not _marker(path).exists()]
     return [path for path in names if not _stem(path).endswith("-EMA")] or names

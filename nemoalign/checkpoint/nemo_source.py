@@ -107,6 +107,7 @@ def assemble(
         hf_config=hf_config,
         adapter=read_adapter(weights.adapter, config, arch, str(path)),
         copies=weights.copies,
+        optimizer=weights.optimizer,
         warnings=warnings,
     )
 

@@ -30,6 +30,8 @@ class Weights:
     copies: TensorStore
     is_legacy: bool = False
     """True when the names are those of NeMo's own GPT, from before megatron-core."""
+    optimizer: TensorStore | None = None
+    """State of the optimizer; of ranks' own files it is not read."""
 
     @property
     def described(self) -> str:

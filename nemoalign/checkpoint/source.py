@@ -88,6 +88,9 @@ class Source:
     warnings: tuple[str, ...] = ()
     folder: Path | None = None
     """The folder a person named, when the checkpoint was found inside it."""
+    optimizer: TensorStore | None = None
+    """State of the optimizer as whole tensors, where it is stored by name: ``exp_avg.``,
+    ``exp_avg_sq.`` or another slot, and the canonical name of the weight it belongs to."""
     container: Container | None = None
     """Its files, where ``path`` is the name that the files of several ranks share."""
 

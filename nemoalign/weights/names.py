@@ -34,6 +34,7 @@ _EXPERTS = ".mlp.experts."
 _LOCAL = ".mlp.experts.local_experts."
 _NUMBERS = re.compile(r"decoder\.layers\.(\d+)\.(?:mlp\.experts\.local_experts\.(\d+)\.)?")
 _TE_GROUPED = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$")
+_OPTIMIZER = re.compile(r"optimizer\.state\.(\w+)\.(.+)")
 
 
 def canonical_name(key: str, *, has_experts: bool = False) -> str | None:
@@ -68,6 +69,13 @@ def _local_expert(name: str) -> str:
     if not doubled:
         return name
     return f"{head}{_LOCAL}{rest if rest[:1].isdigit() else f'{{e}}.{rest}'}"
+
+
+def optimizer_name(key: str, *, has_experts: bool = False) -> str | None:
+    """Return ``exp_avg.`` or another slot and the canonical name of its weight, None for other keys."""
+    match = _OPTIMIZER.fullmatch(key)
+    name = canonical_name(match[2], has_experts=has_experts) if match else None
+    return f"{match[1]}.{name}" if match and name else None
 
 
 def names_experts(keys: Iterable[str]) -> bool:

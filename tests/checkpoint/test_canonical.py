@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from nemoalign.archive.store import TensorInfo
-from nemoalign.checkpoint.canonical import check_tensors, find_tensors, without_copies
+from nemoalign.checkpoint.canonical import (
+    check_tensors,
+    find_tensors,
+    optimizer_state,
+    without_copies,
+)
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.weights.tensors import expected_shapes
@@ -39,6 +44,15 @@ def test_optimizer_state_and_fp8_state_are_no_weights():
     found = find_tensors(Keys(dict.fromkeys(keys, (1,))), "a")
     assert not found.model
     assert not found.adapter
+
+
+def test_optimizer_state_is_found_by_its_weight_unless_it_was_flattened():
+    weight = f"model.decoder.layers.{QKV}"
+    keys = {weight: (2, 24, 8), f"optimizer.state.exp_avg.{weight}": (2, 24, 8)}
+    state = optimizer_state(find_tensors(Keys(keys), "a"))
+    assert list(state) == [f"exp_avg.decoder.layers.{i}.{QKV}" for i in (0, 1)]
+    keys[f"optimizer.state.exp_avg_sq.{weight}"] = (2 * 24 * 8,)
+    assert optimizer_state(find_tensors(Keys(keys), "a")) == {}
 
 
 def test_one_tensor_under_two_keys_is_refused():

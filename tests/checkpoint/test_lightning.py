@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from torch.distributed import checkpoint as dcp
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
@@ -91,6 +92,18 @@ def test_a_genuine_checkpoint_by_any_of_its_names():
     report = inspect_source(sources[0])
     assert report["training"]["checkpoint"]["step"] == 5
     assert report["size_bytes"] == sum(f.stat().st_size for f in (folder / NAME).iterdir())
+
+
+def test_the_state_of_the_optimizer_is_there_by_name():
+    """The fixture's weights took AdamW steps; its moments are those of plain torch's checkpoint."""
+    source = open_source(GENUINE)
+    assert len(source.optimizer.tensors) == 2 * len(source.weights.tensors)
+    key = "optimizer.state.exp_avg_sq.model.decoder.layers.mlp.linear_fc1.weight"
+    expected = {key: torch.empty(4, 256, 64)}
+    dcp.load(expected, checkpoint_id=GENUINE / "checkpoints" / NAME, no_dist=True)
+    ours = source.optimizer.read("exp_avg_sq.decoder.layers.2.mlp.linear_fc1.weight")
+    np.testing.assert_array_equal(ours, expected[key][2].numpy())
+    assert open_source(FIXTURES / "llama.nemo").optimizer is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ KINDS = {
     "lora_tp1.nemo": ("nemo", "single file", "llama", 512),
     "plckpt_dist": ("lightning", "torch_dist", "llama", 512),
     "legacyllama_tp1_file.nemo": ("nemo", "single file, legacy names", "llama", 512),
-    "legacygptO2_tp1_file.nemo": ("nemo", "single file, legacy names", "gpt", 519),
+    "legacygptO2_tp1_file.nemo": ("nemo", "single file, legacy names", "gpt2", 519),
 }
 
 

@@ -10,6 +10,7 @@ from nemoalign.weights.names import (
     layer_of,
     names_experts,
     numbers_of,
+    optimizer_name,
     pattern_of,
     stacked_key,
     with_numbers,
@@ -127,3 +128,20 @@ def test_layers_are_read_and_filled_in():
 def test_adapters_are_recognised():
     assert is_adapter("decoder.layers.0.mlp.adapter_layer.lora_4htoh_adapter.linear_in.weight")
     assert not is_adapter("decoder.layers.0.mlp.linear_fc2.weight")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (
+            f"optimizer.state.exp_avg.model.decoder.layers.{QKV}.weight",
+            f"exp_avg.decoder.layers.{{i}}.{QKV}.weight",
+        ),
+        ("optimizer.state.fp32_param.model.output_layer.weight", "fp32_param.output_layer.weight"),
+        ("optimizer.state.exp_avg.model.decoder.layers.x._extra_state", None),
+        ("optimizer.param_groups", None),
+        ("model.output_layer.weight", None),
+    ],
+)
+def test_state_of_an_optimizer_goes_by_its_weight(key, name):
+    assert optimizer_name(key) == name
