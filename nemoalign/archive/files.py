@@ -1,28 +1,26 @@
-"""Open a checkpoint as named byte ranges: a plain tar archive or a directory, headers only.
+"""Open a checkpoint as named byte ranges: a tar archive or a directory, headers only.
 
 Names decide what code reads, so a name that could mean two things, or a file outside, is refused.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nemoalign.archive.gzip_read import MAGIC, GzipReader
+from nemoalign.archive.members import MAX_MEMBERS, add_member, refusal
 from nemoalign.archive.regions import Region
+from nemoalign.archive.tar_read import tar_members
 from nemoalign.errors import SourceError
 
-__all__ = ["Container", "Region", "open_container"]
+__all__ = ["Container", "Region", "open_container", "open_tar"]
 
 CONFIG_NAME = "model_config.yaml"
-MAX_MEMBERS = 1_000_000
-MAX_HEADER_BYTES = 1 << 20
-"""Longest extended header (a very long name) that is read from an archive."""
 
 
 @dataclass(frozen=True)
@@ -60,87 +58,16 @@ def open_container(path: Path) -> Container:
         return Container(path, "directory", _directory_members(path))
     if not path.exists():
         raise SourceError(f"{path} does not exist. Check the path after --ckpt or SRC.")
-    return Container(path, "tar", _strip_prefix(path, _tar_members(path)))
+    whole = Region(path, 0, path.stat().st_size)
+    if whole.size >= len(MAGIC) and whole.bytes(0, len(MAGIC)) == MAGIC:
+        unpacked = GzipReader(whole)
+        whole = Region(path, 0, unpacked.size, unpacked)
+    return open_tar(whole)
 
 
-class _HeaderReader(io.RawIOBase):
-    """The archive as tarfile sees it: an extended header cannot make it read the whole file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("rb")
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Read a header; refuse what is too long to be one."""
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise _refusal(self._path, f"a header of {size} bytes")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move to where the next header should be."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the archive."""
-        self._file.close()
-        super().close()
-
-
-def _tar_members(path: Path) -> dict[str, Region]:
-    size = path.stat().st_size
-    members: dict[str, Region] = {}
-    last = "its first header"
-    try:
-        with _HeaderReader(path) as reader, tarfile.open(fileobj=reader, mode="r:") as tar:
-            for count, info in enumerate(tar):
-                last = info.name
-                _check_kind(path, info)
-                if info.offset_data + info.size > size or count >= MAX_MEMBERS:
-                    raise _truncated(path, last)
-                if info.isreg():
-                    region = Region(path, info.offset_data, info.size)
-                    _add(path, members, info.name, region)
-            _check_end(path, tar.offset, last)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        if last == "its first header":
-            _refuse_gzip(path)
-            raise SourceError(
-                f"{path} is not a tar archive ({error}), so it is no .nemo file. Give a .nemo "
-                "file, an unpacked one, or a Hugging Face model directory."
-            ) from error
-        raise _truncated(path, last) from error
-    if not members:
-        raise SourceError(f"{path} is an archive without any file. Fetch or copy it again.")
-    return members
-
-
-def _refuse_gzip(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise SourceError(
-                f"{path} is gzip-compressed, as NeMo before 1.7 wrote it, so nothing in it can be "
-                f"read in place. Unpack it first: gzip -dc {path} > {path.stem}-plain.nemo"
-            )
-
-
-def _check_kind(path: Path, info: tarfile.TarInfo) -> None:
-    if info.issparse() or not (info.isreg() or info.isdir()):
-        kind = "link" if info.issym() or info.islnk() else "special file"
-        raise _refusal(path, f"the {kind} {info.name[:200]!r}")
-    _normalised(path, info.name)
-
-
-def _check_end(path: Path, offset: int, last: str) -> None:
-    """A tar ends with zero blocks; tarfile takes a damaged header or a cut for the end."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise _truncated(path, last)
+def open_tar(whole: Region) -> Container:
+    """Return the members of the archive that fills ``whole``; raises as ``open_container`` does."""
+    return Container(whole.path, "tar", _strip_prefix(whole.path, tar_members(whole)))
 
 
 def _directory_members(path: Path) -> dict[str, Region]:
@@ -154,9 +81,9 @@ def _directory_members(path: Path) -> dict[str, Region]:
         name = file.relative_to(path).as_posix()
         if file.is_file():
             target = _inside(path, file)
-            _add(path, members, name, Region(target, 0, target.stat().st_size))
+            add_member(path, members, name, Region(target, 0, target.stat().st_size))
         else:
-            raise _refusal(path, f"the special file or broken link {name!r}")
+            raise refusal(path, f"the special file or broken link {name!r}")
     return members
 
 
@@ -182,22 +109,8 @@ def _inside(root: Path, file: Path) -> Path:
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(folder) for folder in allowed):
-        raise _refusal(root, f"the link {file.relative_to(root).as_posix()!r} to outside of it")
+        raise refusal(root, f"the link {file.relative_to(root).as_posix()!r} to outside of it")
     return target
-
-
-def _add(path: Path, members: dict[str, Region], raw_name: str, region: Region) -> None:
-    name = _normalised(path, raw_name)
-    if name in members:
-        raise _refusal(path, f"the name {name[:200]!r} twice")
-    members[name] = region
-
-
-def _normalised(path: Path, name: str) -> str:
-    hostile = name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")
-    if hostile:
-        raise _refusal(path, f"the member name {name[:200]!r}")
-    return posixpath.normpath(name)
 
 
 def _strip_prefix(path: Path, members: dict[str, Region]) -> dict[str, Region]:
@@ -214,17 +127,3 @@ def _strip_prefix(path: Path, members: dict[str, Region]) -> dict[str, Region]:
             "unclear where the checkpoint begins. Repack it, or give the folder itself."
         )
     return {n[len(prefix) :]: region for n, region in members.items()}
-
-
-def _refusal(path: Path, what: str) -> SourceError:
-    return SourceError(
-        f"{path} contains {what}, which no checkpoint needs and which could reach outside of it. "
-        "Get the checkpoint from a source you trust."
-    )
-
-
-def _truncated(path: Path, name: str) -> SourceError:
-    return SourceError(
-        f"{path} ends inside or right after {name[:200]}: the archive is truncated or damaged "
-        f"({path.stat().st_size} bytes). Fetch or copy it again."
-    )

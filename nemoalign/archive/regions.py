@@ -1,4 +1,7 @@
-"""A range of bytes of one file, read by handle or mapped into memory, never extracted."""
+"""A range of bytes of one file, read by handle or mapped into memory, never extracted.
+
+What is in no plain file (inside a gzip stream, on a server) is read through a medium instead.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,21 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.store import Index, TensorInfo, bounds_of
 from nemoalign.errors import SourceError
+
+
+class Medium(Protocol):
+    """Where bytes are that cannot be mapped."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the bytes of a range that lies inside."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,8 @@ class Region:
     path: Path
     offset: int
     size: int
+    medium: Medium | None = None
+    """What reads the bytes when they do not lie in ``path`` as they are."""
 
     def part(self, start: int, size: int) -> Region:
         """Return a sub-range; raises SourceError when it does not lie inside this one."""
@@ -29,13 +43,15 @@ class Region:
                 f"{self.path} points at bytes {start} to {start + size} of a member that has only "
                 f"{self.size}. The file is truncated or damaged: fetch it again."
             )
-        return Region(self.path, self.offset + start, size)
+        return Region(self.path, self.offset + start, size, self.medium)
 
     def map(self, start: int = 0, size: int | None = None) -> Array:
         """Return bytes as a read-only mapped uint8 array; the mapping ends when the array dies."""
         wanted = self.part(start, self.size - start if size is None else size)
         if wanted.size == 0:
             return np.empty(0, np.uint8)
+        if self.medium is not None:
+            return np.frombuffer(self.medium.read(wanted.offset, wanted.size), np.uint8)
         page_start = wanted.offset - wanted.offset % mmap.ALLOCATIONGRANULARITY
         lead = wanted.offset - page_start
         handle = self._open(wanted.offset + wanted.size)
@@ -50,6 +66,8 @@ class Region:
     def bytes(self, start: int, size: int) -> bytes:
         """Return a copy of a short range."""
         wanted = self.part(start, size)
+        if self.medium is not None:
+            return self.medium.read(wanted.offset, wanted.size)
         handle = self._open(wanted.offset + wanted.size)
         try:
             return os.pread(handle, wanted.size, wanted.offset)

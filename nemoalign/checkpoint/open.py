@@ -169,11 +169,6 @@ def _refuse_other_files(path: Path) -> None:
             f"{path} is one weights file of a Hugging Face model. Give its folder, which holds "
             f"config.json as well: {path.parent}"
         )
-    if start.startswith(b"\x1f\x8b"):
-        raise ContentError(
-            f"{path} is a compressed archive (NeMo before 1.7), which is not supported yet. "
-            f"Unpack it and give the folder: mkdir model && tar -xzf {path} -C model"
-        )
     if start.startswith(b"GGUF"):
         raise ContentError(f"{path} is a GGUF file, which is not supported as a source.")
 

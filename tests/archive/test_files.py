@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nemoalign.archive.files import MAX_HEADER_BYTES, open_container
+from nemoalign.archive.files import open_container
 from nemoalign.errors import SourceError
 from tests.archive.makers import FIXTURES, make_tar
 
@@ -37,13 +33,6 @@ def test_names_are_the_same_with_any_prefix(prefix: str, tmp_path: Path) -> None
     assert container.member("model_config.yaml").read(9) == b"a: 1\n"
 
 
-@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_long_and_foreign_names_are_read(form: int, tmp_path: Path) -> None:
-    name = "ü" * 150 + "_tokenizer.model"
-    path = make_tar(tmp_path / "x.nemo", {**GOOD, name: b"t"}, format=form)
-    assert open_container(path).member(name).read(1) == b"t"
-
-
 def test_a_sub_folder_is_a_container_of_its_own() -> None:
     weights = open_container(FIXTURES / "llama.nemo").under("model_weights")
     assert "metadata.json" in weights.members
@@ -64,19 +53,6 @@ def test_a_name_that_leaves_the_archive_is_refused(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
-)
-def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "x.nemo"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("model_config.yaml")
-        info.type, info.linkname = kind, "/etc/passwd"
-        tar.addfile(info)
-    with pytest.raises(SourceError, match=r"(link|special file) 'model_config\.yaml'"):
-        open_container(path)
-
-
-@pytest.mark.parametrize(
     "second", ["model_config.yaml", "./model_config.yaml", ".//model_config.yaml"]
 )
 def test_a_name_that_occurs_twice_is_refused(second: str, tmp_path: Path) -> None:
@@ -91,63 +67,6 @@ def test_a_name_that_occurs_twice_is_refused(second: str, tmp_path: Path) -> Non
 def test_a_file_outside_of_the_prefix_is_refused(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "x.nemo", {"m/model_config.yaml": b"", "model_weights.ckpt": b""})
     with pytest.raises(SourceError, match=r"unclear.*|model_weights\.ckpt"):
-        open_container(path)
-
-
-@given(st.data())
-def test_an_archive_cut_anywhere_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("cut")
-    whole = make_tar(folder / "x.nemo", GOOD).read_bytes()
-    with tarfile.open(folder / "x.nemo") as tar:
-        end = tar.getmembers()[-1].offset_data + 1024  # 700 bytes take two blocks
-    cut = folder / "cut.nemo"
-    cut.write_bytes(whole[: data.draw(st.integers(0, end + 511))])
-    with pytest.raises(SourceError):
-        open_container(cut)
-    cut.write_bytes(whole[: end + 512])
-    assert len(open_container(cut).members) == 2
-
-
-def test_a_cut_inside_a_member_names_it(tmp_path: Path) -> None:
-    path = make_tar(tmp_path / "x.nemo", GOOD)
-    path.write_bytes(path.read_bytes()[:1900])
-    with pytest.raises(SourceError, match=r"model_weights/\.metadata: the archive is truncated"):
-        open_container(path)
-
-
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
-    path = make_tar(tmp_path / "x.nemo", GOOD)
-    data = bytearray(path.read_bytes())
-    data[1024 + 150] ^= 0xFF  # checksum of the second header
-    path.write_bytes(data)
-    with pytest.raises(SourceError, match=r"right after \./model_config\.yaml"):
-        open_container(path)
-
-
-def test_a_header_cannot_make_us_read_the_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.nemo"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("pax")
-        info.type, info.size = tarfile.XHDTYPE, MAX_HEADER_BYTES * 4
-        tar.addfile(info, io.BytesIO(bytes(info.size)))
-    with pytest.raises(SourceError, match="a header of"):
-        open_container(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", bytes(600), os.urandom(2000)])
-def test_what_is_no_archive_is_said_to_be_none(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "x.nemo"
-    path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"x\.nemo"):
-        open_container(path)
-
-
-def test_a_compressed_archive_says_how_to_unpack_it(tmp_path: Path) -> None:
-    path = make_tar(tmp_path / "x.nemo", GOOD)
-    path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(SourceError, match="gzip -dc"):
         open_container(path)
 
 

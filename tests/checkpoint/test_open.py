@@ -118,11 +118,18 @@ def test_a_run_of_nemos_is_its_final_archive(tmp_path):
     assert open_source(tmp_path).path == final
 
 
-def test_a_compressed_archive_says_how_to_unpack_it(tmp_path):
+def test_a_compressed_archive_is_the_same_source(tmp_path):
+    """As the connector of NeMo 1.6 and before packed its folder."""
+    plain = FIXTURES / "chatsft_tp1_file.nemo"
+    with tarfile.open(plain) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
     with tarfile.open(tmp_path / "old.nemo", "w:gz") as tar:
-        tar.add(FIXTURES / "llhf_dist_dir/model_config.yaml", "model_config.yaml")
-    with pytest.raises(ContentError, match="tar -xzf"):
-        open_source(tmp_path / "old.nemo")
+        tar.add(tmp_path / "unpacked", arcname="./")
+    old, new = open_source(tmp_path / "old.nemo"), open_source(plain)
+    assert old.config == new.config
+    assert old.weights.tensors == new.weights.tensors
+    for name in new.weights.tensors:
+        np.testing.assert_array_equal(old.weights.read(name), new.weights.read(name))
 
 
 @pytest.mark.parametrize(
