@@ -14,11 +14,19 @@ from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
 
 
-def settings_for(source: Source, options: WriteOptions, cut: Cut = WHOLE) -> dict[str, Any]:
-    """Return model_config.yaml: the source's own, unknown fields included, for the layout ``cut``."""
+def settings_for(
+    source: Source, options: WriteOptions, cut: Cut = WHOLE, *, legacy: bool = False
+) -> dict[str, Any]:
+    """Return model_config.yaml: the source's own, unknown fields included, for the layout ``cut``.
+
+    ``legacy`` describes NeMo's own GPT from before megatron-core, as the source was.
+    """
     main = source.dtypes[0]
     written = options.written_dtype(main)
     config: dict[str, Any] = {**source.stored_config, "mcore_gpt": True}
+    if legacy:
+        assert source.legacy_config is not None, "legacy names come from a legacy source"
+        config = dict(source.legacy_config)
     config |= cut.settings(config)
     if written != main or "precision" not in config:
         config["precision"] = PRECISIONS.get(written, 32)

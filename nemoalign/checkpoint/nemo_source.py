@@ -88,6 +88,7 @@ def assemble(
     """
     _refuse_other_models(settings.resolved, str(path))
     weights = weights_of(settings.architecture())
+    legacy_config = settings.stored if weights.is_legacy else None
     if weights.is_legacy:
         settings = settings.upgraded()
     arch, config = settings.architecture(), settings.resolved
@@ -109,6 +110,7 @@ def assemble(
         copies=weights.copies,
         optimizer=weights.optimizer,
         warnings=warnings,
+        legacy_config=legacy_config,
     )
 
 

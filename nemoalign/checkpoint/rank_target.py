@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nemoalign.archive.dtypes import Array
 from nemoalign.archive.files import open_container
 from nemoalign.archive.store import TensorInfo
 from nemoalign.archive.tar import TarWriter
@@ -24,6 +27,7 @@ from nemoalign.checkpoint.nemo_members import settings_for, write_members
 from nemoalign.checkpoint.nemo_source import MANIFEST_NAME, open_nemo
 from nemoalign.checkpoint.shards import Shards, all_tensors
 from nemoalign.checkpoint.source import EMBEDDING, Source
+from nemoalign.checkpoint.stores import JoinedStore
 from nemoalign.checkpoint.writing import (
     REPORT_NAME,
     Account,
@@ -53,19 +57,31 @@ class _Job:
     names: list[str]
     tied: bool
     account: Account
+    buffers: Mapping[str, tuple[Array, str]]
+    """What every file repeats beside its tensors, by key."""
     sums: dict[TensorId, int] = field(default_factory=dict[TensorId, int])
     targets: dict[str, dict[str, tuple[int, ...]]] = field(
         default_factory=dict[str, dict[str, tuple[int, ...]]]
     )
 
-    def keys(self, stage: int) -> dict[str, str]:
-        """Return the keys in the files of a stage, in order, each with its canonical name."""
-        layers = self.cut.stages[stage]
+    def keys(self, stage: int) -> list[tuple[str, tuple[str, ...]]]:
+        """Return the tensors of a stage in order, each with its keys there."""
+        first = self.cut.stages[stage].start
         held = [name for name in self.names if self.cut.stage_of(name) == stage]
-        keys = {self.spelling.key(name, layers.start): name for name in held}
+        keys = [(name, self.spelling.keys(name, first)) for name in held]
         if self.tied and stage > 0 and stage == self.cut.pp - 1:
-            keys[self.spelling.tied_copy] = EMBEDDING
+            keys.append((EMBEDDING, (self.spelling.tied_copy,)))
         return keys
+
+    def infos(self, stage: int) -> dict[str, TensorInfo]:
+        """Return what each rank's file of a stage holds."""
+        infos: dict[str, TensorInfo] = {}
+        for name, keys in self.keys(stage):
+            info = self.shards.shard_info(name)
+            rows = info.shape[0] // len(keys)
+            infos |= dict.fromkeys(keys, TensorInfo((rows, *info.shape[1:]), info.dtype))
+        repeated = {key: TensorInfo(a.shape, kind) for key, (a, kind) in self.buffers.items()}
+        return infos | repeated
 
 
 def write_ranks(
@@ -82,9 +98,11 @@ def write_ranks(
     check_copies(source)
     tensors = source.weights.tensors
     tied = source.arch.share_embeddings_and_output_weights and EMBEDDING in tensors
-    account = Account(list(tensors))
-    job = _Job(Shards(source, cut.tp), cut, spelling, cut.in_order(tensors), tied, account)
-    total = sum(torch_file_size(_infos(job, job.keys(s))) * cut.tp for s in range(cut.pp))
+    buffers = _rotary_buffers(source)
+    account = Account([*tensors, *buffers])
+    names = cut.in_order(tensors)
+    job = _Job(Shards(source, cut.tp), cut, spelling, names, tied, account, buffers)
+    total = sum(torch_file_size(job.infos(stage)) * cut.tp for stage in range(cut.pp))
     with staging(target, total) as stage:
         with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
             _write_archive(job, source, stage, options, bar.advance)
@@ -112,20 +130,22 @@ def _write_archive(
     job: _Job, source: Source, stage: Path, options: WriteOptions, advance: Any
 ) -> None:
     with TarWriter(stage) as tar:
-        write_members(tar, source, settings_for(source, options, job.cut))
+        write_members(
+            tar, source, settings_for(source, options, job.cut, legacy=job.spelling.legacy)
+        )
         for number in range(job.cut.pp):
             _write_stage(job, tar, number, advance)
-        for name, info in job.shards.tensors.items():
-            job.account.record(name, job.targets[name], info.dtype)
-            files = (place.split(":", 1) for place in job.targets[name])
+        for name, targets in job.targets.items():
+            kind = job.buffers[name][1] if name in job.buffers else job.shards.tensors[name].dtype
+            job.account.record(name, targets, kind)
+            files = (place.split(":", 1) for place in targets)
             job.account.rows[-1]["crc32"] = [hex_sum(job.sums[file, key]) for file, key in files]
         tar.add_bytes(MANIFEST_NAME, _manifest(job.sums))
 
 
 def _write_stage(job: _Job, tar: TarWriter, number: int, advance: Any) -> None:
     """Write the files of all tensor-parallel ranks of one pipeline stage together."""
-    keys = job.keys(number)
-    infos = _infos(job, keys)
+    infos = job.infos(number)
     size = torch_file_size(infos)
     members = [member_name(job.cut, rank, number) for rank in range(job.cut.tp)]
     writers: list[TorchWriter] = []
@@ -133,17 +153,27 @@ def _write_stage(job: _Job, tar: TarWriter, number: int, advance: Any) -> None:
         if "/" in member:
             tar.add_directory(member.rpartition("/")[0])
         writers.append(TorchWriter(tar.reserve(member, size).write, infos))
-    for key, name in keys.items():
+    for name, keys in job.keys(number):
         for member, writer, array in zip(members, writers, job.shards.shards(name), strict=True):
-            job.sums[member, key] = writer.add(key, array)
-            job.targets.setdefault(name, {})[f"{member}:{key}"] = array.shape
+            for key, part in zip(keys, np.split(array, len(keys)), strict=True):
+                job.sums[member, key] = writer.add(key, part)
+                job.targets.setdefault(name, {})[f"{member}:{key}"] = part.shape
             advance(array.nbytes)
-    for writer in writers:
+    for member, writer in zip(members, writers, strict=True):
+        for key, (array, _) in job.buffers.items():
+            job.sums[member, key] = writer.add(key, array)
+            job.targets.setdefault(key, {})[f"{member}:{key}"] = array.shape
         writer.close()
 
 
-def _infos(job: _Job, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
-    return {key: job.shards.shard_info(name) for key, name in keys.items()}
+def _rotary_buffers(source: Source) -> dict[str, tuple[Array, str]]:
+    """Return the rotary frequencies that older modules save, and ask for when they load, per rank."""
+    files = source.weights.files() if isinstance(source.weights, JoinedStore) else []
+    return {
+        key.replace("model.module.", "model.", 1): (files[0].read(key), info.dtype)
+        for key, info in (files[0].tensors.items() if files else ())
+        if key.endswith("rotary_pos_emb.inv_freq")
+    }
 
 
 def _manifest(sums: Mapping[TensorId, int]) -> bytes:

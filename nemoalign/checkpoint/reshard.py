@@ -75,9 +75,10 @@ def _format(source: Source, options: ReshardOptions) -> str:
 
 def _spelling(source: Source) -> Spelling:
     """Return the names of a source's ranks, or those that NeMo builds for its configuration."""
-    if isinstance(source.weights, JoinedStore) and source.weights.tensors:
-        return spelling_of(source.weights.keys)
-    return Spelling(fused_norms=bool(source.config.get("transformer_engine")))
+    store = all_tensors(source)
+    if isinstance(store, JoinedStore):
+        return spelling_of(store.keys)
+    return Spelling("fused" if source.config.get("transformer_engine") else "local")
 
 
 def _check_ranks(cut: Cut) -> None:

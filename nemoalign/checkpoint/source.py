@@ -86,6 +86,8 @@ class Source:
     hf_config: dict[str, Any] | None = None
     adapter: AdapterInfo | None = None
     warnings: tuple[str, ...] = ()
+    legacy_config: dict[str, Any] | None = None
+    """The tree as stored, of a model from before megatron-core; ``stored_config`` is upgraded."""
     folder: Path | None = None
     """The folder a person named, when the checkpoint was found inside it."""
     optimizer: TensorStore | None = None

@@ -32,6 +32,11 @@ class Place:
         info = self.store.tensors[self.key]
         return TensorInfo(info.shape[len(self.at) :], info.dtype)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names on disk: two where gate and up are apart."""
+        return self.store.halves(self.key) if isinstance(self.store, FusedStore) else (self.key,)
+
     def read(self, index: Index = ()) -> Array:
         """Return the tensor or a slice of it."""
         lead = tuple(slice(number, number + 1) for number in self.at)
@@ -44,11 +49,6 @@ class PlacedStore:
     def __init__(self, places: Mapping[str, Place]) -> None:
         self._places = places
         self.tensors: Mapping[str, TensorInfo] = {n: place.info for n, place in places.items()}
-
-    @property
-    def keys(self) -> list[str]:
-        """The names of the tensors on disk."""
-        return [place.key for place in self._places.values()]
 
     def place(self, name: str) -> Place:
         """Return where a tensor is."""
@@ -70,8 +70,13 @@ class JoinedStore:
 
     @property
     def keys(self) -> list[str]:
-        """The names of the tensors in the files."""
-        return [place.key for _, places in self._shards.values() for place in places[:1]]
+        """The names of the tensors in the files of the first ranks."""
+        firsts = (places[0] for _, places in self._shards.values())
+        return [key for place in firsts for key in place.keys]
+
+    def files(self) -> list[TensorStore]:
+        """Return the files of the first tensor-parallel rank of every stage."""
+        return list({id(p[0].store): p[0].store for _, p in self._shards.values()}.values())
 
     def read(self, name: str, index: Index = ()) -> Array:
         """Return the joined tensor or a slice of it; of shards outside the slice nothing is read.
@@ -150,6 +155,10 @@ class FusedStore:
     def is_fused(self) -> bool:
         """True when there is anything to join."""
         return bool(self._halves)
+
+    def halves(self, name: str) -> tuple[str, ...]:
+        """Return the names of gate and up that are the tensor, else its own."""
+        return self._halves.get(name, (name,))
 
     def read(self, name: str, index: Index = ()) -> Array:
         """Return a tensor or a slice of it; a slice inside one half comes without a copy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 
 import numpy as np
 import pytest
@@ -80,6 +81,48 @@ def test_there_and_back_gives_nemos_own_files(name, own, tp, pp, form, go):
     assert_same_model(away, source)
     back = go(away, **own, format="ranks")
     assert_same_files(back, source, open_source(source).vocab_size)
+
+
+@pytest.mark.parametrize("name", ["legacyllama_tp1_file.nemo", "legacygptO2_tp1_file.nemo"])
+def test_names_from_before_megatron_core_are_kept(name, go):
+    source = FIXTURES / name
+    away = go(source, 2, pp=2)
+    last = load_ranks(away)["tp_rank_01_pp_rank_001"]
+    copy = "model.word_embeddings.weight"
+    assert (copy in last) == open_source(source).arch.share_embeddings_and_output_weights
+    assert all("language_model." in key or key == copy for key in last)
+    assert open_source(away).legacy_config["mcore_gpt"] is False
+    assert_same_files(go(away, 1), source, open_source(source).vocab_size)
+    upgraded = open_source(go(away, 2, format="dist"))
+    assert upgraded.legacy_config is None
+    assert upgraded.config["mcore_gpt"] is True
+
+
+def test_gate_and_up_that_were_apart_stay_apart(go, tmp_path):
+    """As a swiglu of NeMo's own GPT has them: dense_h_to_4h and dense_h_to_4h_2."""
+    whole = FIXTURES / "legacyllama_tp1_file.nemo"
+    source = tmp_path / "apart"
+    unpack(whole, source)
+    ((_, tensors),) = load_ranks(whole).items()
+    apart = {}
+    for key, tensor in tensors.items():
+        halves = tensor.chunk(2) if "dense_h_to_4h" in key else (tensor,)
+        names = [key, key.replace("h_to_4h", "h_to_4h_2")]
+        apart |= {n: half.clone() for n, half in zip(names, halves, strict=False)}
+    torch.save(apart, source / "model_weights.ckpt")
+    away = go(source, 2)
+    for rank, file in enumerate(load_ranks(away).values()):
+        assert file.keys() == apart.keys()
+        for key, tensor in apart.items():
+            if "h_to_4h" in key:
+                assert torch.equal(file[key], tensor.chunk(2)[rank]), key
+    back = load_ranks(go(away, 1))["model_weights.ckpt"]
+    assert all(torch.equal(back[key], tensor) for key, tensor in apart.items())
+
+
+def unpack(archive, folder):
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 4), (1, 1)])
