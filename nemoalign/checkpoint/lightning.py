@@ -10,7 +10,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +20,11 @@ from nemoalign.archive.files import Container, Region
 from nemoalign.archive.plain import plain_config
 from nemoalign.archive.store import Index, TensorInfo
 from nemoalign.archive.torch_file import TorchFile, flatten_tensors
-from nemoalign.checkpoint.canonical import Found, find_tensors
+from nemoalign.checkpoint.canonical import find_tensors
 from nemoalign.checkpoint.layouts import dist_weights
 from nemoalign.checkpoint.lightning_files import CHECKPOINTS, Saved
 from nemoalign.checkpoint.nemo_source import MAX_CONFIG_BYTES, Settings, assemble
-from nemoalign.checkpoint.ranks import Weights, join_ranks, parallel_sizes
+from nemoalign.checkpoint.ranks import Rank, Weights, join_ranks, parallel_sizes
 from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
@@ -40,59 +40,86 @@ _WRAPPERS = ("cfg", "model")
 
 _ARTIFACTS = ("model", "vocab_file", "merge_file", "tokenizer_model")
 _HASHED = re.compile(r"[0-9a-f]{32}_.+")
-_CHUNK = re.compile(r"model(\d+)")
+_CHUNK = re.compile(r"model(0|[1-9]\d{0,3})")
 
 
-def open_lightning(saved: Saved, folder: Path | None = None) -> Source:
-    """Return the checkpoint of a run; ``folder`` is what a person named to find it.
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint of a run, opened: its configuration, and the torch files of all ranks."""
+
+    saved: Saved
+    container: Container
+    config: dict[str, Any]
+    """The model's own part, resolved; tokenizer files that lie beside are named as artifacts."""
+    where: str
+    """What to call the place of the configuration."""
+    tokenizer_files: Mapping[str, Region]
+    torch_files: Mapping[Rank, TorchFile]
+    """Of every (pp, tp) rank; empty for a directory that all ranks wrote together."""
+
+    def stores(self) -> dict[Rank, list[Branch]]:
+        """Return what every rank holds: one entry, or one for every virtual pipeline stage."""
+        return {rank: _stages(file) for rank, file in self.torch_files.items()}
+
+
+def open_run(saved: Saved) -> Run:
+    """Return a checkpoint of a run with its configuration; of no kind of model in particular.
+
+    Raises:
+        SourceError: when parts are missing, damaged or hostile.
+    """
+    container = saved.container()
+    files = {
+        rank: _torch_file(container, file.relative_to(saved.path.parent).as_posix())
+        for rank, file in saved.ranks.items()
+    }
+    if files:
+        parallel_sizes(files, str(saved.path))
+        first = files[0, 0]
+    else:
+        read_backend(container)  # a save that did not end has no common.pt either
+        first = _torch_file(container, COMMON_NAME)
+    places = _places(saved)
+    config, where = _configuration(_dictionary(first), places, first.where)
+    beside, artifacts = _tokenizer_files(config, places)
+    if artifacts:
+        config["tokenizer"] = {**section(config, "tokenizer"), **artifacts}
+    return Run(saved, container, config, where, beside, files)
+
+
+def open_lightning(run: Run, folder: Path | None = None) -> Source:
+    """Return the language model of a run; ``folder`` is what a person named to find it.
 
     Raises:
         SourceError: when parts are missing, damaged or hostile.
         ContentError: when tensors and configuration disagree or are not supported.
     """
-    container = saved.container()
-    opened = _Opened(saved, container)
-    places = _places(saved)
-    config, where = _configuration(opened.tree, places, opened.where)
-    files, artifacts = _tokenizer_files(config, places)
-    tokenizer = {"tokenizer": {**section(config, "tokenizer"), **artifacts}} if artifacts else {}
-    settings = Settings(where, config | tokenizer, config | tokenizer)
-    source = assemble(saved.path, "lightning", settings, opened.weights, files)
-    return replace(source, container=container, folder=folder)
+    settings = Settings(run.where, run.config, run.config)
+    source = assemble(
+        run.saved.path,
+        "lightning",
+        settings,
+        lambda arch: _weights(run, arch),
+        run.tokenizer_files,
+    )
+    return replace(source, container=run.container, folder=folder)
 
 
-class _Opened:
-    """The torch files of a checkpoint; ``tree`` is the dictionary of Lightning in the first."""
-
-    def __init__(self, saved: Saved, container: Container) -> None:
-        self._path = str(saved.path)
-        self._container = container
-        self._files = {
-            rank: _torch_file(container, file.relative_to(saved.path.parent).as_posix())
-            for rank, file in saved.ranks.items()
-        }
-        if self._files:
-            self._sizes = parallel_sizes(self._files, self._path)
-            first = self._files[0, 0]
-        else:
-            read_backend(container)  # a save that did not end has no common.pt either
-            first = _torch_file(container, COMMON_NAME)
-        self.where = first.where
-        self.tree = _dictionary(first)
-
-    def weights(self, arch: Architecture) -> Weights:
-        """Return the weights of all ranks."""
-        if not self._files:
-            return dist_weights(self._container, arch)
-        ranks = {rank: _stages(file) for rank, file in self._files.items()}
-        pp, tp = self._sizes
-        virtual = len(ranks[0, 0])
-        layout = "single file" if pp * tp == 1 else f"per-rank TP{tp} PP{pp}"
-        layout += f" VP{virtual}" if virtual > 1 else ""
-        return join_ranks(ranks, arch, self._path, layout)
+def _weights(run: Run, arch: Architecture) -> Weights:
+    if not run.torch_files:
+        return dist_weights(run.container, arch)
+    where = str(run.saved.path)
+    ranks = {
+        rank: [find_tensors(store, store.where) for store in stores]
+        for rank, stores in run.stores().items()
+    }
+    pp, tp = parallel_sizes(ranks, where)
+    virtual = len(ranks[0, 0])
+    layout = "single file" if pp * tp == 1 else f"per-rank TP{tp} PP{pp}"
+    return join_ranks(ranks, arch, where, f"{layout} VP{virtual}" if virtual > 1 else layout)
 
 
-class _Branch:
+class Branch:
     """The tensors below one key of a torch file."""
 
     def __init__(self, file: TorchFile, key: str) -> None:
@@ -118,8 +145,8 @@ def _dictionary(file: TorchFile) -> dict[str, Any]:
     raise SourceError(f"{file.where} holds no dictionary, so it is no checkpoint of a run.")
 
 
-def _stages(file: TorchFile) -> list[Found]:
-    """Return what one rank holds: one entry, or one for every virtual pipeline stage."""
+def _stages(file: TorchFile) -> list[Branch]:
+    """Return the tensors of one rank, or of every virtual pipeline stage of it."""
     tree = _dictionary(file)
     numbers = sorted(int(match[1]) for key in tree if (match := _CHUNK.fullmatch(str(key))))
     if numbers != list(range(len(numbers))):
@@ -127,9 +154,9 @@ def _stages(file: TorchFile) -> list[Found]:
             f"{file.where} holds the virtual pipeline stages {numbers}; others are missing. It is "
             "incomplete: use another checkpoint of that run."
         )
-    stages = [_Branch(file, key) for key in map("model{}".format, numbers)]
+    stages = [Branch(file, key) for key in map("model{}".format, numbers)]
     if "state_dict" in tree:
-        whole = _Branch(file, "state_dict")
+        whole = Branch(file, "state_dict")
         if stages and whole.tensors:
             raise ContentError(
                 f'{file.where} holds "{next(iter(whole.tensors))}" beside its virtual pipeline '
@@ -142,7 +169,7 @@ def _stages(file: TorchFile) -> list[Found]:
             f"{file.where} is a torch file without weights of a run (state_dict or model0); it holds "
             f"{held}. Give a .nemo file, a checkpoint of a run, or a Hugging Face model's folder."
         )
-    return [find_tensors(stage, stage.where) for stage in stages]
+    return stages
 
 
 def _places(saved: Saved) -> list[Path]:

@@ -12,7 +12,7 @@ from nemoalign.archive.files import Container, open_container
 from nemoalign.checkpoint.adapter import find_base
 from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
-from nemoalign.checkpoint.lightning import open_lightning
+from nemoalign.checkpoint.lightning import open_lightning, open_run
 from nemoalign.checkpoint.lightning_files import (
     CHECKPOINTS,
     is_distributed,
@@ -71,7 +71,7 @@ def _open(found: Path, folder: Path | None, base: Source | None) -> Source | Vit
         return _open_nemo(open_container(home), "nemo directory", folder)
     saved = saved_at(found)
     if saved is not None:
-        return open_lightning(saved, folder)
+        return open_lightning(open_run(saved), folder)
     if found.is_file():
         return _open_nemo(open_container(found), "nemo", folder)
     container = open_container(found)
@@ -199,5 +199,6 @@ def _nothing_in(folder: Path) -> str:
     held = ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "nothing"
     return (
         f"{folder} is no checkpoint: it holds {held}. Expected is a .nemo file, an unpacked one "
-        f"({CONFIG_NAME}), a Hugging Face model (config.json and *.safetensors) or a run directory."
+        f"({CONFIG_NAME}), a Hugging Face model (config.json and *.safetensors), a run's directory or its "
+        "Lightning checkpoints (*.ckpt)."
     )

@@ -14,6 +14,8 @@ from torch.distributed import checkpoint as dcp
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.inspect import inspect_source
+from nemoalign.checkpoint.lightning import open_run
+from nemoalign.checkpoint.lightning_files import saved_at
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.writing import check_copies
 from nemoalign.errors import ContentError, SourceError
@@ -227,6 +229,7 @@ def test_a_partly_trained_checkpoint_becomes_a_nemo(model, tmp_path, quiet):
         ({"epoch": 1, "hyper_parameters": CONFIG}, SourceError, "without weights of a run"),
         (lightning({}, CONFIG), SourceError, "without weights of a run"),
         (lightning({}, CONFIG, model1={}), ContentError, r"virtual pipeline stages \[1\]"),
+        (lightning({}, CONFIG, model00={}), SourceError, "without weights of a run"),
         (lightning({"a": torch.ones(1)}, CONFIG, model0={}), ContentError, "beside its virtual"),
         (lightning({"x": torch.ones(1)}, {"hidden_size": 1}), ContentError, "lacks num_layers"),
     ],
@@ -242,3 +245,28 @@ def test_a_link_beside_the_run_is_no_tokenizer(model, tmp_path):
     config = {**CONFIG, "tokenizer": {"library": "sentencepiece", "model": "tok.model"}}
     torch.save(lightning(as_saved(model), config), tmp_path / "last.ckpt")
     assert not open_source(tmp_path / "last.ckpt").files
+
+
+def test_an_adapter_in_training_is_an_adapter(tmp_path):
+    """With PEFT, NeMo's state_dict holds the adapter alone."""
+    prefix = "model.decoder.layers.{}.self_attention.adapter_layer.lora_kqv_adapter."
+    state = {
+        prefix.format(layer) + name: torch.randn(shape)
+        for layer in (0, 1)
+        for name, shape in (("linear_in.weight", (2, 8)), ("linear_out.weight", (24, 2)))
+    }
+    config = {**CONFIG, "peft": {"lora_tuning": {"adapter_dim": 2}}, "restore_from_path": "b.nemo"}
+    torch.save(lightning(state, config), tmp_path / "last.ckpt")
+    source = open_source(tmp_path / "last.ckpt")
+    assert source.is_adapter_only
+    assert source.adapter.base == "b.nemo"
+    assert len(source.adapter.weights.tensors) == 4
+
+
+def test_a_run_is_opened_before_it_is_known_what_model_it_is(tmp_path):
+    config = {"num_layers": 1, "target": "x.MegatronVitClassificationModel"}
+    torch.save(lightning({"model.a.weight": torch.ones(2)}, config), tmp_path / "last.ckpt")
+    run = open_run(saved_at(tmp_path / "last.ckpt"))
+    assert run.config == config
+    (store,) = run.stores()[0, 0]
+    assert store.read("model.a.weight").tolist() == [1, 1]

@@ -85,6 +85,34 @@ def test_nested_dictionaries(gated, tmp_path):
         assert_same(open_source(folder).weights, model)
 
 
+@pytest.mark.parametrize("prefix", ["model.language_model.encoder.", "model.decoder."])
+def test_layers_of_transformer_engine_in_ranks(prefix, tmp_path):
+    """Its TransformerLayer fuses norms into the layers after them, under names of its own."""
+    model = whole_model(2, gated=True, tied=True)
+    names = {
+        "self_attention.linear_qkv.": "self_attention.layernorm_qkv.",
+        "self_attention.linear_proj.": "self_attention.proj.",
+        "mlp.linear_fc1.layer_norm_": "layernorm_mlp.layer_norm_",
+        "mlp.linear_fc1.": "layernorm_mlp.fc1_",
+        "mlp.linear_fc2.": "layernorm_mlp.fc2_",
+        "decoder.": prefix,
+    }
+
+    def rename(shard):
+        renamed = {}
+        for name, tensor in shard.items():
+            for new, old in names.items():
+                name = name.replace(new, old, 1)
+            if name.startswith("embedding."):
+                name = prefix.rpartition("encoder.")[0].rpartition("decoder.")[0] + name
+            renamed[name] = tensor
+        return renamed
+
+    files = ranks_of(model, [(0, 1)], 2, gated=True, tied=True, rename=rename)
+    config = settings(2, gated=True, tied=True)
+    assert_same(open_source(save_unpacked(tmp_path / "m", config, files)).weights, model)
+
+
 def test_a_copy_of_tied_embeddings_that_differs_is_reported(tmp_path):
     model = whole_model(2, gated=False, tied=True)
     stages = [(0,), (1,)]
