@@ -7,13 +7,17 @@ out; NeMo's canonical variant, like PEFT, has an A and a B for each part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from nemoalign.archive.dtypes import Array
 from nemoalign.checkpoint.adapter import FUSED, UNFUSED
 from nemoalign.config.architecture import Architecture
-from nemoalign.errors import ContentError
 from nemoalign.weights.ops import Op
 from nemoalign.weights.rules import Family, tensor_plans
+from nemoalign.weights.tensors import expected_shapes
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of a module of the model it wraps."""
@@ -45,47 +49,57 @@ class LoraLayer:
     """Rows of each module's weight."""
     columns: int
     op: Op
+    is_turned: bool
+    """True for GPT-2's ``Conv1D``, whose weights are the other way round; adapters of it are not."""
 
     @property
     def target(self) -> str:
         """NeMo's word for such a layer."""
         return TARGETS[self.weight.split(".")[-2]]
 
+    def share_out(self, rows: Array, arch: Architecture) -> tuple[Array, ...]:
+        """Return the rows of each module inside the B of the whole weight. Inverse of ``fuse``."""
+        return self._turned(self.op.to_hf(rows, arch, 0))
 
-def lora_layers(
-    family: Family, arch: Architecture, shapes: dict[str, tuple[int, ...]]
-) -> list[LoraLayer]:
-    """Return every weight that NeMo's LoRA can adapt; ``shapes`` are the model's, by canonical name.
+    def fuse(self, parts: Sequence[Array], arch: Architecture) -> Array:
+        """Return the B of the whole weight made of those of its modules."""
+        return self.op.to_megatron(self._turned(parts), arch)
+
+    def _turned(self, parts: Sequence[Array]) -> tuple[Array, ...]:
+        return tuple(np.ascontiguousarray(part.T) if self.is_turned else part for part in parts)
+
+
+def lora_layers(family: Family, arch: Architecture) -> list[LoraLayer]:
+    """Return every weight that NeMo's LoRA can adapt.
 
     Raises:
-        ContentError: when the family's weights cannot be shared out by rows.
+        ContentError: when Hugging Face has no such family.
     """
     fused = {weight: name for name, weight in FUSED.items()}
     unfused = {weight: (name, parts) for name, (weight, parts, _) in UNFUSED.items()}
+    shapes = expected_shapes(arch, 1)
     layers: list[LoraLayer] = []
     for plan in tensor_plans(family, arch):
         layer, _, weight = plan.name.removeprefix("decoder.layers.").partition(".")
         if weight not in fused or not layer.isdigit():
             continue
-        whole = shapes[plan.name]
-        parts = plan.op.hf_shapes(whole, arch, 0)
-        if any(shape[1:] != whole[1:] for shape in parts):
-            raise ContentError(
-                f"Family {family.name} keeps {plan.hf_names[0]} turned round, and adapters of such "
-                "weights are not converted. Merge the adapter instead: leave --adapter-only away."
-            )
+        rows, columns = shapes[plan.name]
+        probe = plan.op.hf_shapes((rows, rows + 1), arch, 0)  # no square, so that turning shows
+        is_turned = probe[0][1] != rows + 1
         name, words = unfused.get(weight, ("", ()))
-        several = len(plan.hf_names) > 1
         prefix = f"decoder.layers.{layer}."
         layers.append(
             LoraLayer(
                 weight=plan.name,
                 adapter=prefix + fused[weight],
-                parts=tuple(f"{prefix}{name}.{word}" for word in words) if several else (),
+                parts=tuple(f"{prefix}{name}.{word}" for word in words)
+                if len(plan.hf_names) > 1
+                else (),
                 modules=tuple(hf.removesuffix(".weight") for hf in plan.hf_names),
-                rows=tuple(shape[0] for shape in parts),
-                columns=whole[1],
+                rows=tuple(shape[is_turned] for shape in probe),
+                columns=columns,
                 op=plan.op,
+                is_turned=is_turned,
             )
         )
     return layers

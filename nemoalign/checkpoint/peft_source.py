@@ -34,7 +34,6 @@ from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.stores import PlacedStore
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError, SourceError
-from nemoalign.weights.tensors import expected_shapes
 
 TORCH_NAME = "adapter_model.bin"
 
@@ -86,7 +85,7 @@ class PeftStore:
         shapes = [(rows, made.info.shape[1]) for rows in made.layer.rows]
         infos = [TensorInfo(shape, made.info.dtype) for shape in shapes]
         parts = [self._part(part, info) for part, info in zip(made.parts, infos, strict=True)]
-        return made.layer.op.to_megatron(parts, self._arch)[index]
+        return made.layer.fuse(parts, self._arch)[index]
 
     def _part(self, name: str | None, info: TensorInfo) -> Array:
         if name is not None:
@@ -117,7 +116,7 @@ def open_peft(container: Container, base: Source) -> Source:
     rank = whole_number(settings, "r", f"{where}: {CONFIG_NAME}")
     if rank is None:
         raise ContentError(f"{where}: {CONFIG_NAME} has no r, the rank of the adapter.")
-    layers = lora_layers(base.family, base.arch, expected_shapes(base.arch, 1))
+    layers = lora_layers(base.family, base.arch)
     store = _weights(container)
     made, is_fused = _adapters(store, layers, where)
     targets = [layer.target for layer in layers if _is_adapted(layer, store)]

@@ -38,7 +38,6 @@ from nemoalign.checkpoint.writing import (
 )
 from nemoalign.errors import ContentError
 from nemoalign.log import Reporter
-from nemoalign.weights.tensors import expected_shapes
 
 
 def write_peft(
@@ -58,7 +57,7 @@ def write_peft(
             "or name the adapter with --adapter."
         )
     check_exportable(source)
-    layers = lora_layers(source.family, source.arch, expected_shapes(source.arch, 1))
+    layers = lora_layers(source.family, source.arch)
     tensors = dict(_tensors(source, adapter, layers, options))
     account = Account(list(adapter.weights.tensors))
     declared: dict[str, TensorInfo] = {}
@@ -70,6 +69,7 @@ def write_peft(
     total = sum(info.size_bytes for info in declared.values())
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
     config = _config(source, adapter, short_targets(layers, modules))
+    config["fan_in_fan_out"] = layers[0].is_turned
     with staging(target, total) as stage:
         with SafetensorsWriter(stage, declared, sys.maxsize) as writer:
             for name, (array, _, _) in tensors.items():
@@ -100,14 +100,19 @@ def _tensors(
         kind = stored.tensors[name].dtype
         return options.cast(stored.read(name), kind, name), options.written_dtype(kind)
 
-    for weight, (pairs, _) in adapted_tensors(adapter, str(source.path)).items():
+    for weight, (pairs, unfused) in adapted_tensors(adapter, str(source.path)).items():
         layer = by_weight[weight]
-        if len(pairs) == len(layer.modules):
-            matrices = [(*pair, *read(pair[1])) for pair in pairs]
-        else:
+        if unfused is None:
             (pair,) = pairs
             rows, kind = read(pair[1])
-            matrices = [(*pair, part, kind) for part in layer.op.to_hf(rows, source.arch, 0)]
+            matrices = [(*pair, part, kind) for part in layer.share_out(rows, source.arch)]
+        elif len(pairs) == len(layer.modules):
+            matrices = [(*pair, *read(pair[1])) for pair in pairs]
+        else:
+            raise ContentError(
+                f"{source.path} adapts the parts of {weight} apart (the canonical variant), but "
+                f"{source.family.name} keeps them as one in Hugging Face. Leave --adapter-only away."
+            )
         for module, (into, out, rows, kind) in zip(layer.modules, matrices, strict=True):
             yield f"{PREFIX}{module}.lora_A.weight", (*read(into), into)
             yield f"{PREFIX}{module}.lora_B.weight", (rows, kind, out)
@@ -127,7 +132,6 @@ def _config(source: Source, adapter: AdapterInfo, targets: list[str]) -> dict[st
         "lora_dropout": dropout if isinstance(dropout, float) else 0.0,
         "target_modules": targets,
         "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,

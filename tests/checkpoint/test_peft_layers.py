@@ -2,13 +2,12 @@
 
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.peft_layers import lora_layers, short_targets
-from nemoalign.weights.tensors import expected_shapes
 from tests.checkpoint.models import FIXTURES
 
 
 def layers():
     source = open_source(FIXTURES / "hf_llama")
-    return lora_layers(source.family, source.arch, expected_shapes(source.arch, 1))
+    return lora_layers(source.family, source.arch)
 
 
 def test_each_fused_weight_has_its_modules_rows_and_target():

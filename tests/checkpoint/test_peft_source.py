@@ -46,6 +46,22 @@ def test_merged_it_gives_the_logits_that_peft_computes(name, through_nemo, tmp_p
     assert np.abs(found - np.load(FIXTURES / name / "logits.npy")).max() < 1e-5
 
 
+def test_gpt2_keeps_its_weights_the_other_way_round_but_not_its_adapters(tmp_path, quiet):
+    """c_attn is one Conv1D of q, k and v; its rows interleave in NeMo."""
+    convert(FIXTURES / "peft_gpt2", tmp_path / "a.nemo", reporter=quiet)
+    base = FIXTURES / "hf_gpt2"
+    export(base, tmp_path / "hf", adapter=tmp_path / "a.nemo", reporter=quiet)
+    found = logits_of(tmp_path / "hf", IDS % 32)
+    assert np.abs(found - np.load(FIXTURES / "peft_gpt2/logits.npy")).max() < 1e-5
+    export(tmp_path / "a.nemo", tmp_path / "back", adapter_only=True, reporter=quiet)
+    theirs = load_file(FIXTURES / "peft_gpt2/adapter_model.safetensors")
+    back = load_file(tmp_path / "back/adapter_model.safetensors")
+    assert all(torch.equal(back.pop(key), value) for key, value in theirs.items())
+    config = json.loads((tmp_path / "back/adapter_config.json").read_text())
+    assert config["fan_in_fan_out"]
+    assert sorted(config["target_modules"]) == ["c_attn", "mlp.c_proj"]
+
+
 def test_separate_inputs_become_nemos_canonical_variant(tmp_path, quiet):
     convert(FIXTURES / "peft_all", tmp_path / "a.nemo", reporter=quiet)
     folder = unpack(tmp_path / "a.nemo", tmp_path / "a")
