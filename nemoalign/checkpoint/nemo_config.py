@@ -140,15 +140,19 @@ def nemo_config(
         raise ContentError("config.json has no vocab_size.")
     fixed = {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
     fields = fixed | nemo_fields(family.config, hf_config)
-    config = fields | copy.deepcopy(dict(_SETTINGS)) | {"tokenizer": dict(tokenizer)}
-    config["data"]["seq_length"] = config["encoder_seq_length"]
+    config = with_settings(fields, tokenizer)
     config["make_vocab_size_divisible_by"] = multiple = _multiple(vocab_size)
     if tokens is not None and -(-tokens // multiple) * multiple != vocab_size:
         # NeMo pads the tokenizer's size and would arrive at another number of rows.
         config["override_vocab_size"] = vocab_size
-    config["target"] = _TARGET
-    config["nemo_version"] = _NEMO_VERSION
     return config | {"nemoalign": provenance(family, vocab_size)}
+
+
+def with_settings(fields: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole model_config.yaml for the fields of an architecture and its tokenizer."""
+    config = dict(fields) | copy.deepcopy(dict(_SETTINGS)) | {"tokenizer": dict(tokenizer)}
+    config["data"]["seq_length"] = config["encoder_seq_length"]
+    return config | {"target": _TARGET, "nemo_version": _NEMO_VERSION}
 
 
 def provenance(family: Family, vocab_size: int | None) -> dict[str, Any]:

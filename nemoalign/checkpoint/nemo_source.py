@@ -66,7 +66,7 @@ def open_nemo(container: Container, kind: str, folder: Path | None = None) -> So
         ContentError: when tensors and configuration disagree or are not supported.
     """
     settings = Settings(f"{container.path}: {CONFIG_NAME}", *read_configs(container))
-    files = _files(container, settings.resolved)
+    files = tokenizer_files(container, settings.resolved)
     source = assemble(
         container.path, kind, settings, lambda arch: open_weights(container, arch), files
     )
@@ -178,7 +178,7 @@ def _check(
     return vocab_size, tuple(warnings)
 
 
-def _files(container: Container, config: Mapping[str, Any]) -> dict[str, Region]:
+def tokenizer_files(container: Container, config: Mapping[str, Any]) -> dict[str, Region]:
     """Return the tokenizer's files and those of the original Hugging Face model, by member name."""
     values = section(config, "tokenizer").values()
     named = {value.removeprefix("nemo:") for value in values if isinstance(value, str)}

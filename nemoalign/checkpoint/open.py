@@ -20,6 +20,7 @@ from nemoalign.checkpoint.lightning_files import (
     saved_at,
     saved_names,
 )
+from nemoalign.checkpoint.nemo2_source import is_nemo2, open_nemo2
 from nemoalign.checkpoint.nemo_source import (
     CONFIG_NAME,
     open_nemo,
@@ -66,6 +67,8 @@ def open_checkpoint(path: Path | str, base: Source | None = None) -> Source | Vi
 
 
 def _open(found: Path, folder: Path | None, base: Source | None) -> Source | VitSource:
+    if is_nemo2(found):
+        return open_nemo2(open_container(found), folder)
     home = _holder(found)
     if home is not None:
         return _open_nemo(open_container(home), "nemo directory", folder)
@@ -136,6 +139,8 @@ def _find(folder: Path) -> Path:
 
 
 def _is_checkpoint(folder: Path) -> bool:
+    if is_nemo2(folder):
+        return True
     if (folder / CONFIG_NAME).is_file() or is_peft([c.name for c in folder.iterdir()]):
         return True
     return (folder / _HF_CONFIG).is_file() and any(folder.glob("*.safetensors"))
@@ -146,7 +151,7 @@ def _is_candidate(child: Path) -> bool:
 
 
 def _own_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints that a run of ours left."""
+    """Return the complete checkpoints that a run of ours, or of NeMo 2, left."""
     if not folder.is_dir():
         return []
     children = (child for child in sorted(folder.iterdir()) if not child.is_symlink())
@@ -157,6 +162,8 @@ def _is_complete(checkpoint: Path) -> bool:
     marker = checkpoint.with_name(f"{checkpoint.name.removesuffix('.ckpt')}-unfinished")
     if checkpoint.name.startswith(".") or marker.exists():
         return False
+    if is_nemo2(checkpoint):
+        return (checkpoint / "weights/metadata.json").is_file()
     needed = (CONFIG_NAME, "model_weights/metadata.json")
     return all((checkpoint / name).is_file() for name in needed)
 
@@ -174,8 +181,6 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    if (folder / "weights").is_dir() and (folder / "context").is_dir():
-        raise ContentError(f"{folder} is a NeMo 2 checkpoint, which is not supported yet.")
     if (folder / _HF_CONFIG).is_file() and any(folder.glob("*.bin")):
         raise ContentError(
             f"{folder} holds its weights as pytorch_model.bin, which is not supported yet. Load it "

@@ -24,6 +24,8 @@ KINDS = {
     "nemo": "NeMo archive",
     "nemo directory": "unpacked NeMo archive",
     "lightning": "Lightning checkpoint",
+    "nemo2": "NeMo 2 directory",
+    "megatron-lm": "Megatron-LM checkpoint",
     "hf": "Hugging Face model",
     "peft": "PEFT adapter",
 }
