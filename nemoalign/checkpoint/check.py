@@ -13,10 +13,11 @@ from typing import Any
 from nemoalign.archive.files import Container, open_container
 from nemoalign.archive.store import TensorStore
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.pieces import Piece, Reading, pieces_of, read_piece
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.stores import JoinedStore
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import REPORT_NAME, check_copies
 from nemoalign.errors import ContentError, NemoAlignError, SourceError
 from nemoalign.log import Reporter
@@ -86,10 +87,10 @@ def check(path: Path | str, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def _open(path: Path, findings: Findings) -> Source | None:
+def _open(path: Path, findings: Findings) -> Source | VitSource | None:
     """Open a source; one that is a checkpoint but damaged is a finding, not an error."""
     try:
-        return open_source(path)
+        return open_checkpoint(path)
     except (SourceError, ContentError) as error:
         if not _is_checkpoint(path):
             raise
@@ -153,7 +154,7 @@ def _compare(reading: Reading, findings: Findings) -> None:
             return
 
 
-def _check_values(source: Source, findings: Findings, reporter: Reporter) -> None:
+def _check_values(source: Source | VitSource, findings: Findings, reporter: Reporter) -> None:
     """Compare what is stored more than once; read what no sum has covered."""
     for store, name in chain.from_iterable(_worth_reading(s, findings) for s in _stores(source)):
         try:
@@ -162,16 +163,21 @@ def _check_values(source: Source, findings: Findings, reporter: Reporter) -> Non
             findings.problem(str(error), tensor=name)
             continue
         findings.bytes += 0 if findings.tensors else array.nbytes
+    if isinstance(source, Source):
+        _check_copies(source, findings)
+    for name, count in findings.not_finite.items():
+        reporter.warn(f'"{name}" has {count} values that are NaN or infinite.')
+
+
+def _check_copies(source: Source, findings: Findings) -> None:
     try:
         check_copies(source)
     except NemoAlignError as error:
         findings.problem(str(error))
     findings.shared += len(source.copies.tensors)
-    for name, count in findings.not_finite.items():
-        reporter.warn(f'"{name}" has {count} values that are NaN or infinite.')
 
 
-def _stores(source: Source) -> list[TensorStore]:
+def _stores(source: Source | VitSource) -> list[TensorStore]:
     return [source.weights, *([source.adapter.weights] if source.adapter else [])]
 
 

@@ -9,8 +9,10 @@ from nemoalign.checkpoint.adapter_target import write_adapter
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.nemo_target import write_nemo
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.tokenizer import with_tokenizer
+from nemoalign.checkpoint.vit import convert_vit
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
@@ -40,9 +42,11 @@ def convert(
     if to not in TARGETS:
         raise ConfigError(f"--to is {to}; use one of {', '.join(TARGETS)}.")
     target = Path(target)
-    opened = open_source(source, None if base is None else open_source(base))
+    opened = open_checkpoint(source, None if base is None else open_source(base))
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
+    if isinstance(opened, VitSource):
+        return convert_vit(opened, target, options, reporter, to, base)
     opened = with_tokenizer(opened, options.tokenizer)
     for warning in opened.warnings:
         reporter.warn(warning)

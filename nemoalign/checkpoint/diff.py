@@ -20,15 +20,19 @@ import numpy as np
 from nemoalign.archive.dtypes import BLOCK, Array, cast
 from nemoalign.archive.store import TensorInfo, TensorStore
 from nemoalign.checkpoint.hf_source import TOKENIZER_FILES
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
 from nemoalign.checkpoint.writing import prompt_template
+from nemoalign.errors import ContentError
 from nemoalign.log import Reporter
 
 _MEANINGLESS = ("make_vocab_size_divisible_by", "override_vocab_size", "init_method_std")
 """Fields that say how many rows a file pads, or how the weights began."""
+
+AnySource = Source | VitSource
 
 _HASHED = re.compile(r"^[0-9a-f]{32}_")
 
@@ -54,7 +58,11 @@ def diff(left: Path | str, right: Path | str, reporter: Reporter) -> dict[str, A
         SourceError, ContentError: when one of them cannot be read.
     """
     began = time.perf_counter()
-    sides = (open_source(left), open_source(right))
+    sides = (open_checkpoint(left), open_checkpoint(right))
+    if isinstance(sides[0], VitSource) != isinstance(sides[1], VitSource):
+        raise ContentError(
+            f"{left} and {right} are a ViT and a language model, which have nothing to compare."
+        )
     tensors = _tensors(*sides, reporter)
     found = {
         "architecture": _architecture(*sides),
@@ -73,12 +81,15 @@ def diff(left: Path | str, right: Path | str, reporter: Reporter) -> dict[str, A
     }
 
 
-def _architecture(left: Source, right: Source) -> list[dict[str, Any]]:
+def _architecture(left: AnySource, right: AnySource) -> list[dict[str, Any]]:
     return _differing(_facts(left), _facts(right))
 
 
-def _facts(source: Source) -> dict[str, Any]:
+def _facts(source: AnySource) -> dict[str, Any]:
     """Return everything that decides what the weights compute, in one spelling."""
+    if isinstance(source, VitSource):
+        facts = asdict(source.arch) | {"kv_channels": source.arch.head_dim}
+        return {name: value for name, value in facts.items() if name not in _MEANINGLESS}
     arch = source.arch
     facts = {name: value for name, value in asdict(arch).items() if name not in _MEANINGLESS}
     facts |= {
@@ -102,15 +113,15 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[dict[s
     ]
 
 
-def _stores(source: Source) -> dict[str, TensorStore]:
+def _stores(source: AnySource) -> dict[str, TensorStore]:
     stores = [source.weights, *([source.adapter.weights] if source.adapter else [])]
     return {name: store for store in stores for name in store.tensors}
 
 
-def _tensors(left: Source, right: Source, reporter: Reporter) -> dict[str, list[Any]]:
+def _tensors(left: AnySource, right: AnySource, reporter: Reporter) -> dict[str, list[Any]]:
     """Compare every tensor that both have, on two cores, one pair in memory for each."""
     here, there = _stores(left), _stores(right)
-    rows = min(left.vocab_size, right.vocab_size)
+    rows = min(_rows(left), _rows(right))
     pairs = [
         _Pair(
             name=name,
@@ -133,6 +144,11 @@ def _tensors(left: Source, right: Source, reporter: Reporter) -> dict[str, list[
         "only_right": [name for name in there if name not in here],
         "differing": differing,
     }
+
+
+def _rows(source: AnySource) -> int:
+    """Return how many rows of a table over the vocabulary mean something."""
+    return source.vocab_size if isinstance(source, Source) else 0
 
 
 def _compare(pair: _Pair) -> dict[str, Any] | None:
@@ -173,7 +189,7 @@ def _numbers(block: Array, kind: str) -> Array:
     return cast(block, kind, "float64") if kind != "float64" else block
 
 
-def _tokenizer(left: Source, right: Source) -> list[dict[str, Any]]:
+def _tokenizer(left: AnySource, right: AnySource) -> list[dict[str, Any]]:
     """Compare the tokenizer's files that both have; when none is shared, all of them differ."""
     here, there = _tokenizer_files(left), _tokenizer_files(right)
     shared = here.keys() & there.keys()
@@ -185,7 +201,7 @@ def _tokenizer(left: Source, right: Source) -> list[dict[str, Any]]:
     ]
 
 
-def _tokenizer_files(source: Source) -> dict[str, str]:
+def _tokenizer_files(source: AnySource) -> dict[str, str]:
     """Return the sha256 of each of the tokenizer's files by its plain name."""
     found: dict[str, str] = {}
     for name, region in source.files.items():
@@ -195,21 +211,21 @@ def _tokenizer_files(source: Source) -> dict[str, str]:
     return found
 
 
-def _template(left: Source, right: Source) -> list[dict[str, Any]]:
+def _template(left: AnySource, right: AnySource) -> list[dict[str, Any]]:
     """Compare the prompt templates that fine-tuning recorded; Hugging Face has no place for them."""
     if "hf" in (left.kind, right.kind):
         return []
     return _differing(_templates(left), _templates(right))
 
 
-def _templates(source: Source) -> dict[str, Any]:
+def _templates(source: AnySource) -> dict[str, Any]:
     return {
         "prompt_template": prompt_template(source.config),
         "chat_prompt_tokens": dict(section(source.config, "data", "chat_prompt_tokens")) or None,
     }
 
 
-def _settings(left: Source, right: Source) -> list[dict[str, Any]]:
+def _settings(left: AnySource, right: AnySource) -> list[dict[str, Any]]:
     """Return what else two NeMo configurations record differently: how they were saved and trained."""
     if "hf" in (left.kind, right.kind):
         return []

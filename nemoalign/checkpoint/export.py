@@ -12,8 +12,7 @@ from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.peft_target import write_peft
 from nemoalign.checkpoint.source import AdapterInfo, Source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
-from nemoalign.checkpoint.vit_hf_target import write_vit_hf
-from nemoalign.checkpoint.vit_inspect import check_vit_flags
+from nemoalign.checkpoint.vit import export_vit
 from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ContentError, SourceError
@@ -45,10 +44,7 @@ def export(
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     if isinstance(opened, VitSource):
-        check_vit_flags(options, "" if adapter_only else adapter)
-        for warning in opened.warnings:
-            reporter.warn(warning)
-        return write_vit_hf(opened, target, options, reporter)
+        return export_vit(opened, target, options, reporter, "" if adapter_only else adapter)
     given = None if adapter is None else open_source(adapter, opened)
     if adapter_only:
         return write_peft(given or opened, target, options, reporter)

@@ -8,11 +8,13 @@ from typing import Any
 
 from nemoalign.checkpoint.cut import Cut, cut_for
 from nemoalign.checkpoint.nemo_target import write_nemo
-from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.rank_target import write_ranks
 from nemoalign.checkpoint.shards import all_tensors
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.stores import JoinedStore
+from nemoalign.checkpoint.vit import reshard_vit
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
@@ -51,11 +53,13 @@ def reshard(
     """
     target = Path(target)
     writing = WriteOptions(verify=options.verify, overwrite=options.overwrite)
-    opened = open_source(source)
+    opened = open_checkpoint(source)
     check_target(target, opened.path, writing)
     reporter.say(opened.describe())
     for warning in opened.warnings:
         reporter.warn(warning)
+    if isinstance(opened, VitSource):
+        return reshard_vit(opened, target, options, reporter)
     cut = cut_for(opened, tp=options.tp, pp=options.pp, ep=options.ep, vp=options.vp)
     everything = replace(opened, weights=all_tensors(opened))
     if _format(opened, options) == "dist":

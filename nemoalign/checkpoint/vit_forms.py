@@ -15,6 +15,7 @@ import numpy as np
 from nemoalign.archive.dtypes import Array, cast, dtype
 from nemoalign.archive.store import TensorInfo, TensorStore
 from nemoalign.checkpoint.stores import Made, MadeStore
+from nemoalign.checkpoint.vit_nemo_config import NEMO_VERSIONS
 from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.errors import ContentError
 from nemoalign.weights.vit_rules import Patches
@@ -133,7 +134,8 @@ def second_generation(source: VitSource) -> Form:
         "NeMo 2.0 and later have no bias in the patch projection; it is added to the positions of "
         "the patches and rounded, so the way back is not bit for bit."
     )
-    return _checked(source, made, replace(source, arch=later), [note])
+    stored = source.stored_config | {"nemo_version": NEMO_VERSIONS[2]}
+    return _checked(source, made, replace(source, arch=later, stored_config=stored), [note])
 
 
 def _copied(store: TensorStore, shape: tuple[int, ...], *names: str) -> Made:

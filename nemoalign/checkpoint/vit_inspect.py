@@ -1,16 +1,13 @@
-"""What ``nemoalign inspect`` tells of a ViT, and which flags make no sense for one."""
+"""What ``nemoalign inspect`` tells of a ViT."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import KINDS
 from nemoalign.checkpoint.vit_hf_target import hidden_act, reasons_against
 from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.writing import WriteOptions
-from nemoalign.errors import ConfigError
 from nemoalign.families.vit import FAMILY
 
 GENERATIONS = {
@@ -44,14 +41,6 @@ def inspect_vit(source: VitSource) -> dict[str, Any]:
         "training": _training(source),
         "warnings": list(source.warnings),
     }
-
-
-def check_vit_flags(options: WriteOptions, adapter: Path | str | None = None) -> None:
-    """Refuse flags that only language models have; ConfigError names the flag."""
-    given = {"--tokenizer": options.tokenizer, "--adapter": adapter}
-    flags = [flag for flag, value in given.items() if value is not None]
-    if flags:
-        raise ConfigError(f"A ViT has neither tokenizer nor adapter. Leave {flags[0]} away.")
 
 
 def _sizes(source: VitSource) -> dict[str, Any]:

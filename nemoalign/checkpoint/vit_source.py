@@ -17,7 +17,7 @@ from nemoalign.archive.torch_file import TorchFile
 from nemoalign.checkpoint.canonical import check_names
 from nemoalign.checkpoint.layouts import WEIGHTS_FILE, rank_files
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, HF_FOLDER, read_configs, read_json_object
-from nemoalign.checkpoint.ranks import parallel_sizes
+from nemoalign.checkpoint.ranks import Rank, parallel_sizes
 from nemoalign.checkpoint.settings import MAX_LAYERS
 from nemoalign.checkpoint.source import KINDS, dtypes_of, rounded
 from nemoalign.checkpoint.stores import JoinedStore, Made, MadeStore, Place
@@ -54,6 +54,8 @@ class VitSource:
     hf_config: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     folder: Path | None = None
+    container: Container | None = None
+    """Its files, where they are not simply those at ``path``."""
     family: VitFamily = FAMILY
     adapter: None = None
 
@@ -213,13 +215,19 @@ def _layout(container: Container) -> tuple[str, list[str]]:
             f"{container.path} describes a ViT but has no weights ({WEIGHTS_FILE} or "
             f"mp_rank_00/{WEIGHTS_FILE}); it holds {held}. Fetch or save it again."
         )
-    pp, tp = parallel_sizes(ranks, str(container.path))
+    layout = vit_layout(parallel_sizes(ranks, str(container.path)), str(container.path))
+    return layout, [ranks[rank] for rank in sorted(ranks)]
+
+
+def vit_layout(sizes: Rank, where: str) -> str:
+    """Return the name of a layout by its (pp, tp) sizes; ContentError for pipeline stages."""
+    pp, tp = sizes
     if pp != 1:
         raise ContentError(
-            f"{container.path} is a ViT cut into {pp} pipeline stages, which NeMo does not "
-            "document for a ViT and is not supported. Save it with pipeline_model_parallel_size 1."
+            f"{where} is a ViT cut into {pp} pipeline stages, which NeMo does not document for a ViT "
+            "and is not supported. Save it with pipeline_model_parallel_size 1."
         )
-    return f"per-rank TP{tp}", [ranks[0, rank] for rank in range(tp)]
+    return f"per-rank TP{tp}"
 
 
 def _by_name(shard: TensorStore) -> dict[str, Place]:

@@ -2,6 +2,7 @@
 
 import json
 
+from nemoalign.cli import app
 from tests.checkpoint.vits import NEMO_VIT, fixture_state, save_nemo, second_generation
 from tests.cli.running import HEAVY, run
 
@@ -18,10 +19,15 @@ def test_the_command_shows_what_it_is():
     assert shown["generation"].startswith("1: ")
 
 
-def test_json_counts_the_parameters_of_every_part(tmp_path):
+def shown_json(capsys, *arguments):
+    assert app.run(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_counts_the_parameters_of_every_part(tmp_path, capsys):
     state = second_generation(fixture_state())
     path = save_nemo(tmp_path / "m.nemo", state, kv_channels=16, bias_activation_fusion=True)
-    report = json.loads(run("inspect", path, "--json").out)
+    report = shown_json(capsys, path)
     parts = report["parameters"]
     assert parts["total"] == sum(tensor.numel() for tensor in state.values())
     assert parts["head"] == 650
@@ -30,21 +36,21 @@ def test_json_counts_the_parameters_of_every_part(tmp_path):
     assert report["size_bytes"] == path.stat().st_size
 
 
-def test_what_keeps_it_from_hugging_face_is_listed(tmp_path):
+def test_what_keeps_it_from_hugging_face_is_listed(tmp_path, capsys):
     path = save_nemo(tmp_path / "m.nemo", fixture_state(), activation="squared-relu")
-    report = json.loads(run("inspect", path, "--json").out)
+    report = shown_json(capsys, path)
     assert report["hf_architecture"] is None
     assert report["not_in_hugging_face"] == ["its activation is squared-relu"]
 
 
-def test_tensors_and_values_are_shown_like_any_models():
-    rows = json.loads(run("inspect", NEMO_VIT, "--tensors", "head.*", "--json").out)
+def test_tensors_and_values_are_shown_like_any_models(capsys):
+    rows = shown_json(capsys, NEMO_VIT, "--tensors", "head.*")
     assert [(row["name"], row["shape"]) for row in rows] == [
         ("head.weight", [10, 64]),
         ("head.bias", [10]),
     ]
-    assert run("inspect", NEMO_VIT, "-k", "patch_dim").out.strip() == "4"
-    assert run("inspect", NEMO_VIT, "--template").code == 4
+    assert shown_json(capsys, NEMO_VIT, "-k", "patch_dim") == 4
+    assert app.run(["inspect", str(NEMO_VIT), "--template"]) == 4
 
 
 def test_training_is_refused_in_one_sentence(tmp_path):
