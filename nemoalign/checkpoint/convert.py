@@ -9,7 +9,7 @@ from nemoalign.checkpoint.adapter_target import write_adapter
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.nemo_target import write_nemo
-from nemoalign.checkpoint.open import open_checkpoint
+from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
 from nemoalign.checkpoint.vit import convert_vit
 from nemoalign.checkpoint.vit_source import VitSource
