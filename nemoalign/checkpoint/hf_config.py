@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemoalign.checkpoint.nemo_source import HF_FOLDER
+from nemoalign.checkpoint.reward import check_classifier, classifier_fields, lost_bias
 from nemoalign.checkpoint.settings import read_architecture, section, text
 from nemoalign.checkpoint.source import EMBEDDING, Source
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, read_sentencepiece
@@ -32,7 +33,8 @@ def hf_files(source: Source, options: WriteOptions) -> tuple[dict[str, bytes], l
         for name, region in source.files.items()
         if name.startswith(HF_FOLDER)
     }
-    notes: list[str] = []
+    bias = lost_bias(source)
+    notes = [bias] if bias else []
     written = options.written_dtype(source.weights.tensors[EMBEDDING].dtype)
     config, note = _config(source, written)
     if config is not None:
@@ -46,6 +48,7 @@ def hf_files(source: Source, options: WriteOptions) -> tuple[dict[str, bytes], l
 
 def check_exportable(source: Source) -> None:
     """Refuse a model of a family that Hugging Face does not have; exit 4 with what differs."""
+    check_classifier(source)
     if source.family.hf_architectures:
         return
     family, differences = nearest_family(source.arch)
@@ -59,10 +62,12 @@ def check_exportable(source: Source) -> None:
 def _config(source: Source, dtype: str) -> tuple[dict[str, Any] | None, str | None]:
     """Return the config.json to write (None: the original as it is) and what to say about it."""
     fields = hf_fields(source.family.config, source.arch) | {"vocab_size": source.vocab_size}
+    if source.arch.num_attributes:
+        fields.pop("tie_word_embeddings", None)  # a classifier has nothing to tie
     original = source.hf_config
     if original is None:
         return _new_config(source, fields, dtype), None
-    changed = _changed_fields(source, fields)
+    changed = _changed_fields(source, fields) | classifier_fields(source)
     recorded = text(section(source.config, "nemoalign"), "original_dtype")
     was = recorded or source.weights.tensors[EMBEDDING].dtype
     if dtype != was:
@@ -96,6 +101,7 @@ def _new_config(source: Source, fields: Mapping[str, Any], dtype: str) -> dict[s
         **_special_ids(source),
         "torch_dtype": dtype,
         "use_cache": True,
+        **classifier_fields(source),
     }
 
 

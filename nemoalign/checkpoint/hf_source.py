@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nemoalign.archive.safetensors import SafetensorsStore
 from nemoalign.archive.store import TensorStore
 from nemoalign.checkpoint.nemo_config import PRECISIONS, nemo_config, tokenizer_section
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
+from nemoalign.checkpoint.reward import classifier_outputs, reward_settings
 from nemoalign.checkpoint.settings import read_architecture, whole_number
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
 from nemoalign.checkpoint.stores import MappedStore, Place, PlacedStore
@@ -57,9 +59,11 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     if vocab_size is None:
         raise ContentError(f"{where}: config.json has no vocab_size.")
     files = kept_files(container)
-    config = _config(family, hf_config, files, container.path.resolve().name)
-    arch = read_architecture(config, f"{where}: config.json")
     store = _with_prefix(SafetensorsStore(container), family)
+    outputs = classifier_outputs(hf_config, store.tensors, where)
+    config = _config(family, hf_config, files, container.path.resolve().name)
+    config |= reward_settings(outputs)
+    arch = replace(read_architecture(config, f"{where}: config.json"), num_attributes=outputs)
     shapes = expected_shapes(arch, arch.padded_vocab_size(vocab_size))
     plans = tensor_plans(family, arch)
     copies = _check_tensors(store, plans, shapes, arch, family, vocab_size)

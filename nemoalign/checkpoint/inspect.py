@@ -13,6 +13,7 @@ from typing import Any
 from nemoalign.archive.files import Container, Region
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.open import open_checkpoint
+from nemoalign.checkpoint.reward import described_head
 from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
 from nemoalign.checkpoint.vit_inspect import inspect_vit
@@ -64,6 +65,7 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
         "chat_template": _chat_template(source),
         "training": _training(source),
         "adapter": _adapter(source),
+        "reward_head": described_head(source),
         "warnings": list(source.warnings),
     }
 

@@ -14,6 +14,7 @@ from nemoalign.checkpoint.adapter import read_adapter
 from nemoalign.checkpoint.canonical import check_tensors
 from nemoalign.checkpoint.layouts import open_weights
 from nemoalign.checkpoint.ranks import Weights
+from nemoalign.checkpoint.reward import with_head
 from nemoalign.checkpoint.settings import read_architecture, section
 from nemoalign.checkpoint.source import EMBEDDING, Source
 from nemoalign.checkpoint.upgrade import upgraded_config
@@ -91,7 +92,8 @@ def assemble(
     legacy_config = settings.stored if weights.is_legacy else None
     if weights.is_legacy:
         settings = settings.upgraded()
-    arch, config = settings.architecture(), settings.resolved
+    config = settings.resolved
+    arch = with_head(settings.architecture(), weights.model.tensors, config, str(path))
     hf_config = _hf_config(files, str(path))
     vocab_size, warnings = _check(weights, arch, config, hf_config, files, str(path))
     return Source(

@@ -142,7 +142,8 @@ class Source:
 
     def describe(self) -> str:
         """Return what this is, in one line."""
-        what = "LoRA adapter" if self.is_adapter_only else f"{self.family.name} model"
+        kind = "reward model" if self.arch.num_attributes else "model"
+        what = "LoRA adapter" if self.is_adapter_only else f"{self.family.name} {kind}"
         total = self.parameters()["total"]
         words = [
             f"{KINDS[self.kind]} ({self.layout})",

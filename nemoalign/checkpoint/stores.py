@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemoalign.archive.dtypes import Array
+from nemoalign.archive.dtypes import dtype as element_type
 from nemoalign.archive.store import Index, TensorInfo, TensorStore, bounds_of
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
@@ -196,22 +197,26 @@ class MappedStore:
         self._store = store
         self._plans = {plan.name: plan for plan in plans}
         self._arch = arch
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(shapes[name], self._dtype(plan)) for name, plan in self._plans.items()
-        }
+        self.tensors: Mapping[str, TensorInfo] = {}
+        dtype = "float32"
+        for name, plan in self._plans.items():
+            dtype = self._dtype(plan) or dtype  # what is made of nothing is as what precedes it
+            self.tensors[name] = TensorInfo(shapes[name], dtype)
 
-    def _dtype(self, plan: TensorPlan) -> str:
+    def _dtype(self, plan: TensorPlan) -> str | None:
         kinds = {self._store.tensors[name].dtype for name in plan.hf_names}
         if len(kinds) > 1:
             raise ContentError(
                 f"{', '.join(plan.hf_names)} become one tensor but have the element types "
                 f"{', '.join(sorted(kinds))}. Save the model in one dtype first."
             )
-        return kinds.pop()
+        return kinds.pop() if kinds else None
 
     def read(self, name: str, index: Index = ()) -> Array:
         """Return a tensor or a slice of it; only copies and halves of pairs come without a copy."""
         plan = self._plans[name]
+        if not plan.hf_names:
+            return self._zeros(name)[index]
         parts = [self._store.read(hf_name) for hf_name in plan.hf_names]
         return plan.op.to_megatron(parts, self._arch)[index]
 
@@ -222,7 +227,13 @@ class MappedStore:
     def read_runs(self, name: str) -> tuple[Array, ...]:
         """Return the arrays that, stacked along dim 0, are the tensor, copying as little as possible."""
         plan = self._plans[name]
+        if not plan.hf_names:
+            return (self._zeros(name),)
         return plan.op.runs([self._store.read(hf_name) for hf_name in plan.hf_names], self._arch)
+
+    def _zeros(self, name: str) -> Array:
+        info = self.tensors[name]
+        return np.zeros(info.shape, element_type(info.dtype).numpy)
 
 
 @dataclass(frozen=True)

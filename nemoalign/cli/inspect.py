@@ -165,6 +165,10 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "vocabulary", _vocabulary(sizes)
     yield "sequence", f"{sizes['sequence_length']} tokens, {_positions(sizes)}"
     yield "layer", f"{sizes['normalization']}, {sizes['activation']}"
+    if report["reward_head"]:
+        head = report["reward_head"]
+        words = (f"{head['outputs']} outputs", head["type"], head["dtype"])
+        yield "reward", ", ".join(filter(None, words))
     yield from _parameters(report["parameters"])
     saved = report["saved_with"]
     yield "layout", f"{report['layout']}, saved with TP {saved['tp']} PP {saved['pp']}"

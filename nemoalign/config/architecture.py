@@ -65,6 +65,8 @@ class Architecture:
     moe_layer_freq: int = 1
     moe_shared_expert_intermediate_size: int | None = None
     transformer_block_type: str = "pre_ln"
+    num_attributes: int = 0
+    """Outputs of a reward head; 0 without one. The tensors tell, not model_config.yaml."""
 
     @classmethod
     def from_nemo(cls, config: Mapping[str, Any]) -> Architecture:

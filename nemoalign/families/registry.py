@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -12,6 +12,9 @@ import nemoalign.families
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
 from nemoalign.weights.rules import Family
+
+CLASSIFIER = "ForSequenceClassification"
+"""How Hugging Face ends the name of a class with a reward head."""
 
 
 @cache
@@ -36,10 +39,10 @@ def family_for_hf(config: Mapping[str, Any]) -> Family:
     Raises:
         ContentError: when no family knows it.
     """
-    architectures = _architectures(config)
+    architectures = architectures_of(config)
     model_type = config.get("model_type")
     for family in families():
-        if any(name in family.hf_architectures for name in architectures):
+        if _names(family, architectures):
             return family
         if not architectures and model_type and model_type == family.hf_model_type:
             return family
@@ -59,15 +62,32 @@ def family_for_nemo(
     arch = Architecture.from_nemo(config)
     if hf_config is not None:
         for family in families():
-            named = set(_architectures(hf_config)) & set(family.hf_architectures)
-            if named and not family.differences(arch):
+            if _names(family, architectures_of(hf_config)) and not family.differences(arch):
                 return family
     return next(family for family in families() if not family.differences(arch))
 
 
-def _architectures(config: Mapping[str, Any]) -> list[str]:
+def classifier_of(family: Family) -> str:
+    """Return the Hugging Face class of a family's reward models."""
+    return _stem(family.hf_architectures[0]) + CLASSIFIER
+
+
+def architectures_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes a config.json names."""
     names: Any = config.get("architectures")
     return [str(name) for name in cast("list[Any]", names)] if isinstance(names, list) else []
+
+
+def _names(family: Family, architectures: Sequence[str]) -> bool:
+    """True when one of these classes is the family's language model, or has a reward head instead."""
+    stems = {_stem(name) for name in family.hf_architectures}
+    return any(_stem(name) in stems for name in architectures)
+
+
+def _stem(architecture: str) -> str:
+    for suffix in (CLASSIFIER, "ForCausalLM", "LMHeadModel"):
+        architecture = architecture.removesuffix(suffix)
+    return architecture
 
 
 def nearest_family(arch: Architecture) -> tuple[Family, list[str]]:

@@ -192,6 +192,34 @@ class PadVocab:
         return ((vocab_size, *shape[1:]),)
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A tensor Hugging Face's model does not have: zeros on the way in, left out on the way back."""
+
+    @property
+    def keeps_rows(self) -> bool:
+        """There are no parts."""
+        return False
+
+    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
+        """Refuse: nothing is made of no parts; whoever knows the shape makes the zeros."""
+        raise NotImplementedError
+
+    def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
+        """Refuse, as ``runs`` does."""
+        raise NotImplementedError
+
+    def to_hf(self, array: Array, arch: Architecture, vocab_size: int) -> tuple[Array, ...]:
+        """Return nothing."""
+        del array, arch, vocab_size
+        return ()
+
+    def hf_shapes(self, shape: Shape, arch: Architecture, vocab_size: int) -> tuple[Shape, ...]:
+        """Return nothing."""
+        del shape, arch, vocab_size
+        return ()
+
+
 def _same_shape(found: Sequence[int], expected: Sequence[int], what: str) -> None:
     if tuple(found) != tuple(expected):
         raise ShapeError(

@@ -15,7 +15,7 @@ from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
 from nemoalign.weights.config_rules import ConfigRule
 from nemoalign.weights.names import numbers_of, pattern_of, with_numbers
-from nemoalign.weights.ops import Copy, Op
+from nemoalign.weights.ops import Absent, Copy, Op
 from nemoalign.weights.tensors import expected_shapes, holds
 
 
@@ -68,6 +68,14 @@ class Family:
         ]
 
 
+_CLASSIFIER = (
+    WeightRule("output_layer.weight", (), Absent()),
+    WeightRule("rm_head.weight", "score.weight"),
+    WeightRule("rm_head.bias", (), Absent()),
+)
+"""What a reward model of any family has in place of its family's output layer."""
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """How one tensor of one model moves: canonical name, Hugging Face names, operation."""
@@ -84,6 +92,8 @@ def tensor_plans(family: Family, arch: Architecture) -> list[TensorPlan]:
         ContentError: when no rule of the family covers a tensor the architecture has.
     """
     rules = {rule.megatron: rule for rule in family.weights if holds(rule.when, arch)}
+    if arch.num_attributes:
+        rules |= {rule.megatron: rule for rule in _CLASSIFIER}
     plans: list[TensorPlan] = []
     for name in expected_shapes(arch, vocab_rows=1):
         pattern = pattern_of(name)

@@ -22,6 +22,7 @@ CONDITIONS: Mapping[str, Callable[[Architecture], bool]] = {
     "bias": lambda arch: arch.bias,
     "qkv_bias": lambda arch: arch.bias or arch.qkv_bias,
     "qk_layernorm": lambda arch: arch.qk_layernorm,
+    "reward_head": lambda arch: arch.num_attributes > 0,
     "dense": lambda arch: not arch.num_moe_experts,
     "dense_norm_bias": lambda arch: _has_norm_bias(arch) and not arch.num_moe_experts,
     "dense_bias": lambda arch: arch.bias and not arch.num_moe_experts,
@@ -39,6 +40,7 @@ _SIZES: Mapping[str, Callable[[Architecture], int]] = {
     "d": lambda arch: arch.head_dim,
     "f": lambda arch: arch.ffn_hidden_size,
     "g": lambda arch: arch.ffn_hidden_size * (2 if arch.gated else 1),
+    "r": lambda arch: arch.num_attributes,
     "e": lambda arch: arch.num_moe_experts or 0,
     "m": lambda arch: arch.expert_width,
     "n": lambda arch: arch.expert_width * (2 if arch.gated else 1),
@@ -51,7 +53,7 @@ class TensorRow:
 
     Letters: v vocabulary rows, h hidden, p positions, q rows of linear_qkv, a heads x head width,
     d head width, f feed-forward width, g rows of linear_fc1 (2f when gated), e experts, m and n
-    what f and g are, in an expert. Names hold ``{i}`` for the layer and ``{e}`` for the expert.
+    what f and g are, in an expert, r outputs of a reward head. Names hold ``{i}`` for the layer and ``{e}`` for the expert.
     """
 
     name: str
@@ -95,6 +97,8 @@ GPT_TENSORS = (
     TensorRow("decoder.final_layernorm.weight", "h", REPLICATED, "norms"),
     TensorRow("decoder.final_layernorm.bias", "h", REPLICATED, "norms", "norm_bias"),
     TensorRow("output_layer.weight", "vh", ROWS, "head", "untied"),
+    TensorRow("rm_head.weight", "rh", COLUMNS, "reward head", "reward_head"),
+    TensorRow("rm_head.bias", "r", REPLICATED, "reward head", "reward_head"),
 )
 
 # linear_in of a column-parallel layer is cut along the adapter's rank, of a row-parallel layer along
