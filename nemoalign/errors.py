@@ -75,3 +75,9 @@ class Stopped(NemoAlignError):
     """A signal or time limit ended the run after everything was saved."""
 
     exit_code = STOPPED
+
+
+class Interrupted(Stopped):
+    """Ctrl-C ended the run after everything was saved."""
+
+    exit_code = INTERRUPTED

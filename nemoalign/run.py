@@ -40,7 +40,7 @@ from nemoalign.model.lora import LoraSettings, lora_settings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.algorithm import load_algorithm
-from nemoalign.train.checkpointing import Checkpointer, Contents, find_last
+from nemoalign.train.checkpointing import Checkpointer, Contents, find_last, set_damaged_aside
 from nemoalign.train.continuing import check_continues
 from nemoalign.train.inputs import Inputs, make_feeds, read_inputs
 from nemoalign.train.learner import Learner
@@ -254,7 +254,10 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
 
 def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:
     """Continue from the newest complete checkpoint of the run directory, if there is one."""
-    last = find_last(_run_directory(config) / "checkpoints")
+    directory = _run_directory(config) / "checkpoints"
+    for damage in set_damaged_aside(directory):
+        reporter.warn(damage)
+    last = find_last(directory)
     if last is not None:
         trainer.restore(last)
         reporter.say(f"continuing {last.parent.parent} after step {trainer.progress.step}")

@@ -48,6 +48,12 @@ class LoopConfig(Section):
         panel="Optimizer",
     )
 
+    max_skipped_steps: int = setting(
+        3,
+        "Stop (exit 9) after so many steps in a row whose loss or gradient is not finite.",
+        at_least=1,
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Section):
@@ -103,6 +109,22 @@ class CheckpointCallback(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping(Section):
+    """When validation says that a run has learned what it can."""
+
+    patience: int = setting(
+        0,
+        "Stop after so many validations without a better --monitor.",
+        flag="--early-stop",
+        metavar="N",
+        at_least=0,
+        shown="off",
+        panel="Length of the run",
+    )
+    min_delta: float = setting(0.0, "How much lower counts as better.", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpManager(Section):
     """Where results go."""
 
@@ -130,3 +152,4 @@ class ExpManager(Section):
         panel="Output",
     )
     checkpoint_callback_params: CheckpointCallback = section(CheckpointCallback)
+    early_stopping: EarlyStopping = section(EarlyStopping)

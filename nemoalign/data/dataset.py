@@ -98,6 +98,11 @@ class SftDataset:
         )
         return Sample(encoded.ids, encoded.loss_mask, scanned.file.where(row))
 
+    def place(self, index: int) -> str:
+        """Return file and line of a row."""
+        scanned = self._files[self._file_numbers[index]]
+        return scanned.file.where(int(self._rows[index]))
+
     @property
     def has_chat(self) -> bool:
         """True when a file holds conversations that the tokenizer's chat template writes."""

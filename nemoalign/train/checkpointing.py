@@ -24,6 +24,8 @@ from nemoalign.archive.dist import DistStore
 from nemoalign.archive.files import open_container
 from nemoalign.errors import SourceError
 from nemoalign.log import speaking_rank
+from nemoalign.train.randomness import restore_streams, save_streams
+from nemoalign.train.sums import find_damage, write_sums
 
 if TYPE_CHECKING:
     from nemoalign.archive.files import Region
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model_weights"
 PROGRESS = "progress.json"
 LAST = "-last.ckpt"
+BEST = "best"
 _STEP = re.compile(r"-step=(\d+)-")
 
 
@@ -56,6 +59,7 @@ class Checkpointer:
         self.contents = contents
         self.monitor = monitor
         self.keep_top = keep_top
+        self.saved_step = -1
 
     def save(self, progress: Progress) -> Path:
         """Write a checkpoint for ``progress`` and return its directory. Collective.
@@ -76,11 +80,15 @@ class Checkpointer:
         torch.distributed.barrier()
         with _quietly():
             dist_checkpointing.save(self._sharded_state(), str(temporary / WEIGHTS))
+        save_streams(temporary)
+        torch.distributed.barrier()
         final = self.directory / f"{name}{LAST}"
         if speaking_rank():
             self._describe(temporary, progress)
+            write_sums(temporary)
             self._publish(temporary, final)
         torch.distributed.barrier()
+        self.saved_step = progress.step
         return final
 
     def restore(self, checkpoint: Path) -> dict[str, Any]:
@@ -98,6 +106,8 @@ class Checkpointer:
             if wrong or (missing and not self.contents.adapters_only):
                 raise SourceError(f"{checkpoint} does not fit this model: {wrong or missing}.")
         self.learner.optimizer.load_state_dict(state["optimizer"])
+        restore_streams(checkpoint)
+        self.saved_step = progress["step"]
         return progress
 
     def _named_chunks(self) -> list[tuple[str, Any]]:
@@ -134,7 +144,7 @@ class Checkpointer:
 
     def _publish(self, temporary: Path, final: Path) -> None:
         """Make the checkpoint visible, demote the one that was last, and rotate."""
-        previous = find_last(self.directory)
+        previous = max(self.directory.glob(f"*{LAST}"), key=_step, default=None)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -148,12 +158,50 @@ class Checkpointer:
         old.sort(key=lambda path: (_score(path, self.monitor), -_step(path)))
         for path in old[self.keep_top :]:
             shutil.rmtree(path)
+        self._link_best()
+
+    def _link_best(self) -> None:
+        """Let ``best`` name the checkpoint with the lowest monitored value, the newest of equals."""
+        found = _complete(self.directory)
+        best = min(found, key=lambda path: (_score(path, self.monitor), -_step(path)))
+        link = self.directory / BEST
+        making = self.directory / f".{BEST}.tmp"
+        making.unlink(missing_ok=True)
+        making.symlink_to(best.name)
+        making.replace(link)
 
 
 def find_last(directory: Path) -> Path | None:
     """Return the newest complete checkpoint of a run's ``checkpoints`` directory, if there is one."""
-    complete = [path for path in directory.glob(f"*{LAST}") if (path / PROGRESS).exists()]
-    return max(complete, key=_step, default=None)
+    return max(_complete(directory), key=_newness, default=None)
+
+
+def set_damaged_aside(directory: Path) -> list[str]:
+    """Rename newest checkpoints whose files are not what was written; return what was found, in words.
+
+    Collective: rank 0 looks, the others hear of it.
+    """
+    words: list[str] = []
+    if speaking_rank():
+        while (newest := find_last(directory)) is not None:
+            damage = find_damage(newest)
+            if damage is None:
+                break
+            aside = newest.with_name(newest.name + ".damaged")
+            newest.rename(aside)
+            words.append(f"{newest} is damaged ({damage}); it was renamed to {aside.name}")
+    told = [words]
+    torch.distributed.broadcast_object_list(told)
+    return told[0]
+
+
+def _complete(directory: Path) -> list[Path]:
+    found = [path for path in directory.glob("*.ckpt") if (path / PROGRESS).exists()]
+    return [path for path in found if not path.is_symlink()]
+
+
+def _newness(path: Path) -> tuple[int, bool]:
+    return _step(path), path.name.endswith(LAST)
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,9 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> object: ...
+    def place(self, index: int) -> str:
+        """Return file and line of a row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Feed:
 
     rows: Rows
     sampler: GlobalSampler
-    collate: Callable[[Sequence[object]], Batch]
+    collate: Callable[[Sequence[Any]], Batch]
     dp_rank: int
     dp_size: int
     micro_batch_size: int
@@ -38,11 +41,20 @@ class Feed:
         """Return this rank's micro-batches of the global batch that follows ``consumed_samples``."""
         return self._collated(self.sampler.batch(consumed_samples))
 
+    def places(self, consumed_samples: int, micro_batches: Sequence[int]) -> list[str]:
+        """Return where the rows of some of this rank's micro-batches of that step come from."""
+        shares = self._shares(self.sampler.batch(consumed_samples))
+        return [
+            self.rows.place(int(i)) for number in micro_batches for i in shares[number] if i >= 0
+        ]
+
     def once(self) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of every global batch, each row exactly once, in file order."""
         for batch in self.sampler.once():
             yield self._collated(batch)
 
     def _collated(self, batch: np.ndarray) -> list[Batch]:
-        shares = self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
-        return [self.collate([self.rows[i] for i in share]) for share in shares]
+        return [self.collate([self.rows[i] for i in share]) for share in self._shares(batch)]
+
+    def _shares(self, batch: np.ndarray) -> list[np.ndarray]:
+        return self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)

@@ -126,6 +126,10 @@ def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:
         save_every=loop.save_interval.steps(per_epoch),
         max_seconds=config.trainer.max_time.seconds if config.trainer.max_time else None,
         schedule=_schedule(config, max_steps),
+        max_skipped=loop.max_skipped_steps,
+        patience=config.exp_manager.early_stopping.patience,
+        min_delta=config.exp_manager.early_stopping.min_delta,
+        monitor=config.exp_manager.checkpoint_callback_params.monitor,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class StepResult:
     metrics: dict[str, float]
     grad_norm: float
     applied: bool
+    broken: list[int] = field(default_factory=list)
+    """Micro-batches of this rank whose loss is not finite; known on the last pipeline stage."""
 
 
 class Learner:
@@ -102,8 +104,12 @@ class Learner:
         parts = self._run(micro_batches, forward_only=False)
         metrics = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
         if not math.isfinite(metrics["loss"]):
-            return StepResult(metrics, math.nan, applied=False)
+            return StepResult(metrics, math.nan, applied=False, broken=_broken(parts))
         with self.backend.optimizer_scope():
+            # megatron-core would clip by a norm that is not finite, and make every weight so.
+            self.optimizer.prepare_grads()
+            if not math.isfinite(self.optimizer.get_grad_norm()):
+                return StepResult(metrics, math.nan, applied=False)
             outcome: Any = self.optimizer.step()
         applied, grad_norm, _ = outcome
         return StepResult(metrics, float(grad_norm or 0.0), applied=bool(applied))
@@ -137,3 +143,9 @@ class Learner:
     def _loss(self, batch: Batch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
         result = self.algorithm.loss(output, batch)
         return result.loss_sum, result.weight.to(torch.int), dict(result.metrics)
+
+
+def _broken(parts: Sequence[dict[str, Mean]]) -> list[int]:
+    """Return the micro-batches whose loss is not a finite number."""
+    losses = [part["loss"].total.item() for part in parts if "loss" in part]
+    return [number for number, loss in enumerate(losses) if not math.isfinite(loss)]

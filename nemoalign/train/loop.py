@@ -6,15 +6,17 @@ step, one line in ``metrics.jsonl``; then, when due, validation and a checkpoint
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nemoalign.errors import DivergedError, Stopped
+import torch
+
+from nemoalign.errors import Interrupted, Stopped
+from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_means, reduce_sums
-from nemoalign.train.stopping import StopRequest
+from nemoalign.train.stopping import Asked, Requests
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +40,10 @@ class LoopSettings:
     save_every: int
     max_seconds: int | None
     schedule: Schedule
+    max_skipped: int = 3
+    patience: int = 0
+    min_delta: float = 0.0
+    monitor: str = "val_loss"
 
 
 @dataclass
@@ -49,6 +55,11 @@ class Progress:
     epoch: int = 0
     tokens: float = 0.0
     val_metrics: dict[str, float] | None = None
+    skipped: int = 0
+    """Steps that were not applied because loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    monitored: list[float] = field(default_factory=list)
+    """The monitored metric at every validation so far."""
 
 
 class Trainer:
@@ -71,6 +82,7 @@ class Trainer:
         self.records = records
         self.reporter = reporter
         self.progress = Progress()
+        self.health = Health(settings.max_skipped)
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``: weights, optimizer and position. Collective."""
@@ -80,52 +92,86 @@ class Trainer:
         """Train to ``max_steps`` and return the summary; equal on every rank.
 
         Raises:
-            DivergedError: when the loss of a step is not a finite number.
+            DivergedError: when several steps in a row have no finite loss and gradient.
             Stopped: after a signal or the time limit, once a checkpoint is written.
         """
         first_step = self.progress.step
         started = time.perf_counter()
-        if self.progress.step == 0:
-            self._validate()
         remaining = self.settings.max_steps - self.progress.step
-        with (
-            StopRequest(self.settings.max_seconds) as stop,
-            self.reporter.progress("training", remaining, "steps") as bar,
-        ):
-            while self.progress.step < self.settings.max_steps:
-                self._one_step(bar, stop)
+        directory = None if self.records is None else self.records.path
+        with Requests(self.settings.max_seconds, directory) as self.requests:
+            if self.progress.step == 0:
+                self._stop_if(self._validate(), "before step 1")
+            with self.reporter.progress("training", remaining, "steps") as bar:
+                while self.progress.step < self.settings.max_steps and not self._is_done():
+                    self._one_step(bar)
         return {
             "steps": self.progress.step,
             "resumed_at": first_step,
             "consumed_samples": self.progress.consumed_samples,
             "tokens": int(self.progress.tokens),
+            "skipped_steps": self.progress.skipped,
             "seconds": round(time.perf_counter() - started, 3),
             **(self.progress.val_metrics or {}),
         }
 
-    def _one_step(self, bar: ProgressBar, stop: StopRequest) -> None:
+    def _is_done(self) -> bool:
+        """True when validation has stopped improving; said once, then the run ends as any other."""
+        settings, seen = self.settings, self.progress.monitored
+        if not has_stopped_improving(seen, settings.patience, settings.min_delta):
+            return False
+        self.reporter.say(
+            f"{settings.monitor} has not improved in {settings.patience} validations: stopping early "
+            f"after step {self.progress.step}"
+        )
+        if self.progress.step != self.checkpointer.saved_step:
+            self.checkpointer.save(self.progress)
+        return True
+
+    def _one_step(self, bar: ProgressBar) -> None:
         assert self.train is not None, "a run with steps has training data"
         started = time.perf_counter()
-        lr = self.settings.schedule.at(self.progress.step)
-        micro_batches = self.train.step(self.progress.consumed_samples)
+        progress = self.progress
+        lr = self.settings.schedule.at(progress.step)
+        micro_batches = self.train.step(progress.consumed_samples)
         result = self.learner.step(micro_batches, lr)
-        local_tokens = sum(batch.num_tokens for batch in micro_batches)
-        # One reduction tells every rank the tokens of the step and whether any rank was asked to stop.
-        tokens, stops = reduce_sums(
-            [local_tokens], [float(stop.asked)], self.learner.backend.device
-        )
-        self.progress.step += 1
-        self.progress.consumed_samples += self.settings.global_batch_size
-        self.progress.epoch = (self.progress.step - 1) // self.settings.steps_per_epoch
-        self.progress.tokens += tokens
+        tokens, asked = self._agree(sum(batch.num_tokens for batch in micro_batches))
+        rows = [] if result.applied else self._rows_of(result.broken)
+        progress.step += 1
+        progress.consumed_samples += self.settings.global_batch_size
+        progress.epoch = (progress.step - 1) // self.settings.steps_per_epoch
+        progress.tokens += tokens
         self._log_step(result, lr, tokens / (time.perf_counter() - started))
-        if not math.isfinite(result.metrics["loss"]):
-            raise DivergedError(
-                f"The loss at step {self.progress.step} is {result.metrics['loss']}; the step was not "
-                f"applied. The learning rate was {lr:g}: lower it with --lr, or look at the rows."
-            )
+        self._watch(result, lr, rows)
         bar.advance(1, loss=result.metrics["loss"], lr=lr)
-        self._validate_and_save_when_due(stopping=stops > 0)
+        self._validate_and_save_when_due(asked)
+
+    def _agree(self, local_tokens: int) -> tuple[float, Asked]:
+        """Return the tokens of all replicas and what any rank was asked for, in one reduction."""
+        tokens, *counts = reduce_sums(
+            [local_tokens], self.requests.pending(), self.learner.backend.device
+        )
+        return tokens, Asked.of(counts)
+
+    def _watch(self, result: StepResult, lr: float, rows: list[str]) -> None:
+        progress, loss = self.progress, result.metrics["loss"]
+        if result.applied:
+            progress.skipped_in_a_row = 0
+            warning = self.health.spike(loss)
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+            warning = self.health.skipped(progress.step, loss, lr, rows, progress.skipped_in_a_row)
+        if warning:
+            self.reporter.warn(warning)
+
+    def _rows_of(self, broken: list[int]) -> list[str]:
+        """Return where the rows of the micro-batches without a finite loss are, on every rank."""
+        assert self.train is not None, "only training steps break"
+        mine = self.train.places(self.progress.consumed_samples, broken)
+        everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everywhere, mine)
+        return list(dict.fromkeys(place for places in everywhere for place in places))
 
     def _log_step(self, result: StepResult, lr: float, tokens_per_second: float) -> None:
         self._log(
@@ -141,34 +187,53 @@ class Trainer:
             }
         )
 
-    def _validate_and_save_when_due(self, *, stopping: bool) -> None:
+    def _validate_and_save_when_due(self, asked: Asked) -> None:
         step, last = self.progress.step, self.settings.max_steps
-        if step == last or (self.settings.val_every and step % self.settings.val_every == 0):
-            self._validate()
+        is_last = step == last
+        if not asked.stop and (
+            is_last or (self.settings.val_every and step % self.settings.val_every == 0)
+        ):
+            stopped = self._validate()
+            asked = Asked(stopped.stop, stopped.interrupt, asked.save or stopped.save)
         due = self.settings.save_every and step % self.settings.save_every == 0
-        if step == last or due or stopping:
-            self.checkpointer.save(self.progress)
-        if stopping and step < last:
-            raise Stopped(
-                f"Stopped as asked after step {step} of {last}; everything is saved. "
-                "The same command goes on from here."
-            )
+        if is_last or due or asked.stop or asked.save:
+            path = self.checkpointer.save(self.progress)
+            if asked.save:
+                self.reporter.say(f"saved as asked: {path}")
+        if not is_last:
+            self._stop_if(asked, f"after step {step} of {last}")
 
-    def _validate(self) -> None:
-        """Compute every validation row once and log the means."""
-        if self.validation is None:
+    def _stop_if(self, asked: Asked, when: str) -> None:
+        """Raise what ends the run with a saved checkpoint behind it."""
+        if not asked.stop:
             return
+        kind = Interrupted if asked.interrupt else Stopped
+        saved = "everything is saved" if self.progress.step else "nothing was trained yet"
+        raise kind(f"Stopped as asked {when}; {saved}. The same command goes on from here.")
+
+    def _validate(self) -> Asked:
+        """Compute every validation row once and log the means; a wish to stop ends it without them."""
+        asked = Asked()
+        if self.validation is None:
+            return asked
         parts = []
         left = len(self.validation.rows)
         with self.reporter.progress("validating", left, "rows") as bar:
             for micro_batches in self.validation.once():
                 parts += self.learner.evaluate(micro_batches)
+                _, now = self._agree(0)
+                asked = Asked(now.stop, now.interrupt, asked.save or now.save)
+                if asked.stop:
+                    return asked
                 bar.advance(min(left, self.settings.global_batch_size))
                 left -= self.settings.global_batch_size
         names = self.learner.algorithm.metric_names
         means = reduce_means(parts, names, self.learner.backend.device)
         self.progress.val_metrics = {f"val_{name}": value for name, value in means.items()}
+        if self.settings.monitor in self.progress.val_metrics:
+            self.progress.monitored.append(self.progress.val_metrics[self.settings.monitor])
         self._log({"split": "val", "step": self.progress.step, **self.progress.val_metrics})
+        return asked
 
     def _log(self, values: Mapping[str, Any]) -> None:
         if self.records is not None:

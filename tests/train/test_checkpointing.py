@@ -7,7 +7,7 @@ from nemoalign.archive.files import open_container
 from nemoalign.errors import SourceError
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train.checkpointing import Checkpointer, Contents, find_last
+from nemoalign.train.checkpointing import Checkpointer, Contents, find_last, set_damaged_aside
 from nemoalign.train.loop import Progress
 from tests.train import bench
 
@@ -72,10 +72,28 @@ def test_names_are_nemos_and_rotation_keeps_the_best_and_the_last(tmp_path) -> N
         for step, loss in enumerate([0.5, 0.25, 0.75, 0.4, 0.9], start=1):
             keeper.save(_progress(step, loss))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best",
         "megatron_gpt--val_loss=0.250-step=2-consumed_samples=8.0-epoch=0.ckpt",
         "megatron_gpt--val_loss=0.400-step=4-consumed_samples=16.0-epoch=0.ckpt",
         "megatron_gpt--val_loss=0.900-step=5-consumed_samples=20.0-epoch=0-last.ckpt",
     ]
+    best = tmp_path / "best"
+    assert best.readlink().name.startswith("megatron_gpt--val_loss=0.250-step=2-")
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path) -> None:
+    with bench.learner(bench.Setup(ONE, lora=LoraSettings(adapter_dim=2))) as learner:
+        keeper = _checkpointer(tmp_path, learner, adapters_only=True)
+        first, second = (keeper.save(_progress(step, 1.0)).name for step in (1, 2))
+        assert set_damaged_aside(tmp_path) == []
+        (file,) = (tmp_path / second / "model_weights").glob("__0_0.distcp")
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        (words,) = set_damaged_aside(tmp_path)
+    assert "model_weights/__0_0.distcp is not what was written" in words
+    assert f"renamed to {second}.damaged" in words
+    assert find_last(tmp_path).name == first.replace("-last", "")
 
 
 def test_a_half_written_checkpoint_is_not_the_last(tmp_path) -> None:

@@ -1,12 +1,13 @@
 """The loop's books, over a real learner on one rank."""
 
+import math
 import os
 import signal
 
 import pytest
 
 from nemoalign.data.sampler import GlobalSampler
-from nemoalign.errors import DivergedError, Stopped
+from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
@@ -32,6 +33,9 @@ class Rows:
 
     def __getitem__(self, index):
         return self.made[index]
+
+    def place(self, index) -> str:
+        return f"row {index}"
 
 
 def _trainer(directory, learner, *, lr=1e-2, **limits) -> Trainer:
@@ -113,16 +117,103 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path) -> None:
 
 
 def test_the_time_limit_saves_and_stops(tmp_path) -> None:
-    with bench.learner(SETUP) as learner, pytest.raises(Stopped):
-        _trainer(tmp_path, learner, max_seconds=0).fit()
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner, max_seconds=0)
+        trainer.validation = None
+        with pytest.raises(Stopped, match="after step 1 of 6; everything is saved"):
+            trainer.fit()
     assert len(read_metrics(tmp_path)) == 1
     assert find_last(tmp_path / "checkpoints") is not None
+
+
+def test_a_stop_during_the_first_validation_has_nothing_to_save(tmp_path) -> None:
+    with bench.learner(SETUP) as learner, pytest.raises(Stopped, match="before step 1"):
+        _trainer(tmp_path, learner, max_seconds=0).fit()
+    assert read_metrics(tmp_path, "val") == []
+    assert find_last(tmp_path / "checkpoints") is None
+
+
+def signalling(learner, at_step, action):
+    """Make the learner's step call ``action`` once, before it works."""
+    real_step, calls = learner.step, []
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == at_step:
+            action()
+        return real_step(*arguments)
+
+    learner.step = step
+
+
+def test_ctrl_c_saves_and_says_that_it_was_ctrl_c(tmp_path) -> None:
+    with bench.learner(SETUP) as learner:
+        signalling(learner, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted, match="after step 2 of 6") as end:
+            _trainer(tmp_path, learner).fit()
+    assert end.value.exit_code == 130
+    assert find_last(tmp_path / "checkpoints").name.endswith(
+        "step=2-consumed_samples=4.0-epoch=0-last.ckpt"
+    )
+
+
+@pytest.mark.parametrize("how", ["signal", "file"])
+def test_a_wish_to_save_is_heard_and_the_run_goes_on(tmp_path, how) -> None:
+    def wish():
+        if how == "file":
+            (tmp_path / "SAVE").touch()
+        else:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    with bench.learner(SETUP) as learner:
+        signalling(learner, 3, wish)
+        trainer = _trainer(tmp_path, learner)
+        saved = []
+        real_save = trainer.checkpointer.save
+        trainer.checkpointer.save = lambda progress: (
+            saved.append(progress.step) or real_save(progress)
+        )
+        assert trainer.fit()["steps"] == 6
+    assert saved == [3, 6]
+    assert not (tmp_path / "SAVE").exists()
 
 
 def test_a_diverged_run_says_so_and_keeps_no_broken_checkpoint(tmp_path) -> None:
     with bench.learner(SETUP) as learner, pytest.raises(DivergedError, match="--lr"):
         _trainer(tmp_path, learner, lr=1e30).fit()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert find_last(tmp_path / "checkpoints") is None
+
+
+def test_a_row_that_breaks_the_loss_is_named_skipped_and_counted(tmp_path, capsys) -> None:
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner)
+        trainer.train.rows.made[5].loss_mask.fill_(math.nan)
+        real_loss = learner.algorithm.loss
+
+        def loss(output, batch):
+            return real_loss(
+                output * batch.loss_mask.nan_to_num(1.0) / batch.loss_mask.mean().isfinite(), batch
+            )
+
+        learner.algorithm.loss = loss
+        before = [p.clone() for p in learner.modules[0].parameters()]
+        summary = trainer.fit()
+    broken = [entry["step"] for entry in read_metrics(tmp_path) if not math.isfinite(entry["loss"])]
+    assert len(broken) == summary["skipped_steps"] >= 1
+    assert summary["steps"] == 6
+    assert all(p.isfinite().all() for p in learner.modules[0].parameters())
+    assert any((p != b).any() for p, b in zip(learner.modules[0].parameters(), before, strict=True))
+    assert f"step {broken[0]} was not applied: the loss is nan in row 5" in capsys.readouterr().err
+
+
+def test_a_run_that_no_longer_improves_ends_early_and_saved(tmp_path) -> None:
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner, lr=0.0, patience=2, max_steps=40)
+        summary = trainer.fit()
+    assert summary["steps"] == 4
+    assert [entry["step"] for entry in read_metrics(tmp_path, "val")] == [0, 2, 4]
+    assert find_last(tmp_path / "checkpoints") is not None
 
 
 def test_no_steps_means_only_validation(tmp_path) -> None:
