@@ -168,6 +168,8 @@ class Checkpointer:
         making = self.directory / f".{BEST}.tmp"
         making.unlink(missing_ok=True)
         making.symlink_to(best.name)
+        if link.is_dir() and not link.is_symlink():  # a copy of a run may have followed links
+            shutil.rmtree(link)
         making.replace(link)
 
 
