@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nemoalign.checkpoint.canonical import Found, find_tensors
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.ranks import parallel_sizes, rank_of
+from nemoalign.checkpoint.ranks import join_ranks, parallel_sizes, rank_of
+from nemoalign.checkpoint.source import EMBEDDING
 from nemoalign.checkpoint.writing import check_copies
+from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, SourceError
 from tests.checkpoint.ranked import (
     assert_same,
@@ -20,8 +26,7 @@ from tests.checkpoint.ranked import (
     stage_of,
     whole_model,
 )
-
-HEAD = "language_model.output_layer.weight"
+from tests.checkpoint.test_stores import Arrays
 
 
 def ranks_of(model, stages, tp, *, gated, tied, rename):
@@ -160,6 +165,37 @@ def test_what_only_the_old_model_has_is_refused(tmp_path):
     config = settings(1, gated=False, tied=False)
     with pytest.raises(ContentError, match="normformer"):
         open_source(save_unpacked(tmp_path / "b", config, {"model_weights.ckpt": state}))
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(0, 2), min_size=4, max_size=4).filter(sum),
+    grid=st.sampled_from([(1, 4), (2, 2), (4, 1)]),
+    tp=st.sampled_from([1, 2, 4]),
+    gated=st.booleans(),
+    tied=st.booleans(),
+    is_legacy=st.booleans(),
+)
+def test_any_stages_of_any_ranks_join_to_the_model(sizes, grid, tp, gated, tied, is_legacy):
+    """``grid`` is pipeline ranks and virtual stages of each; stages may be of any size, or empty."""
+    (pp, _), layers = grid, sum(sizes)
+    model = whole_model(layers, gated=gated, tied=tied)
+    ranks: dict[tuple[int, int], list[Found]] = {}
+    for number, size in enumerate(sizes):
+        first = sum(sizes[:number])
+        held = range(first, first + size)
+        stage = stage_of(model, held, first=number == 0, last=number == len(sizes) - 1)
+        for rank in range(tp):
+            shard = shard_of(stage, tp, rank, gated=gated)
+            shard = legacy(shard, gated=gated, tied=tied) if is_legacy else shard
+            store = Arrays(**{name: tensor.numpy() for name, tensor in shard.items()})
+            ranks.setdefault((number % pp, rank), []).append(find_tensors(store, "m"))
+    arch = Architecture.from_nemo(settings(layers, gated=gated, tied=tied))
+    joined = join_ranks(ranks, arch, "m", "ranks")
+    assert_same(joined.model, model)
+    assert joined.is_legacy == is_legacy
+    if tied:
+        assert_same(joined.copies, {EMBEDDING: model[EMBEDDING]})
 
 
 def test_an_adapter_of_nemos_own_gpt(tmp_path):
