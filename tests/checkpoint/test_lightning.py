@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch.distributed import checkpoint as dcp
 
+from nemoalign.checkpoint.check import check
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.inspect import inspect_source
@@ -19,6 +20,7 @@ from nemoalign.checkpoint.lightning_files import saved_at
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.writing import check_copies
 from nemoalign.errors import ContentError, SourceError
+from nemoalign.log import PlainReporter
 from tests.checkpoint.models import FIXTURES, logits_of
 from tests.checkpoint.ranked import (
     assert_same,
@@ -94,6 +96,16 @@ def test_a_genuine_checkpoint_by_any_of_its_names():
     report = inspect_source(sources[0])
     assert report["training"]["checkpoint"]["step"] == 5
     assert report["size_bytes"] == sum(f.stat().st_size for f in (folder / NAME).iterdir())
+
+
+def test_ranks_that_lightnings_own_trainer_saved():
+    """Settings as a pickled DictConfig, and real states of loops, callbacks and AdamW."""
+    source = open_source(FIXTURES / "lightning_ranks")
+    assert source.layout == "per-rank TP2 PP1, legacy names"
+    assert source.config["max_position_embeddings"] == 10
+    assert_same(source.weights, whole_model(2, gated=True, tied=False))
+    assert source.optimizer is None
+    assert check(FIXTURES / "lightning_ranks", PlainReporter(quiet=True))["intact"]
 
 
 def test_the_state_of_the_optimizer_is_there_by_name():
