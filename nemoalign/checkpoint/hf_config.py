@@ -8,9 +8,16 @@ from typing import Any
 
 from nemoalign.checkpoint.nemo_source import HF_FOLDER
 from nemoalign.checkpoint.reward import check_classifier, classifier_fields, lost_bias
+from nemoalign.checkpoint.sentencepiece_json import tokenizer_json
 from nemoalign.checkpoint.settings import read_architecture, section, text
 from nemoalign.checkpoint.source import EMBEDDING, Source
-from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, read_sentencepiece
+from nemoalign.checkpoint.vocabulary import (
+    MAX_FILE_BYTES,
+    SentencePieces,
+    added_tokens,
+    read_sentencepiece,
+    special_tokens,
+)
 from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.errors import ContentError, NemoAlignError
 from nemoalign.families.registry import nearest_family
@@ -140,29 +147,42 @@ def _tokenizer(source: Source) -> dict[str, bytes]:
     """Return the tokenizer of a NeMo archive as a Hugging Face directory holds one."""
     content = _sentencepiece_file(source)
     model = read_sentencepiece(content) if content is not None else None
-    if content is not None and model is not None:
-        config: dict[str, Any] = {
-            "tokenizer_class": "LlamaTokenizer",
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "legacy": True,
-        }
-        for name, token_id in (
-            ("unk_token", model.unk_id),
-            ("bos_token", model.bos_id),
-            ("eos_token", model.eos_id),
-        ):
-            known = 0 <= token_id < len(model.pieces)
-            config[name] = model.pieces[token_id] if known else None
-        return {"tokenizer.model": content, "tokenizer_config.json": _json(config)}
     settings = section(source.config, "tokenizer")
+    if content is not None and model is not None:
+        return _sentencepiece_files(content, model, settings)
     names = {"vocab.json": "vocab_file", "merges.txt": "merge_file"}
     members = {n: (text(settings, key) or "").removeprefix("nemo:") for n, key in names.items()}
     found = {name: source.files.get(member) for name, member in members.items()}
     files = {n: region.read(MAX_FILE_BYTES) for n, region in found.items() if region is not None}
     if len(files) == len(names):
-        return files | {"tokenizer_config.json": _json({"tokenizer_class": "GPT2Tokenizer"})}
+        config = {"tokenizer_class": "GPT2Tokenizer", **special_tokens(settings)}
+        return files | {"tokenizer_config.json": _json(config)}
     return {}
+
+
+def _sentencepiece_files(
+    content: bytes, model: SentencePieces, settings: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Return the model and, where it has that form, tokenizer.json, which needs no library to read."""
+    names = special_tokens(settings)
+    for name, token_id in (
+        ("unk_token", model.unk_id),
+        ("bos_token", model.bos_id),
+        ("eos_token", model.eos_id),
+        ("pad_token", model.pad_id),
+    ):
+        if 0 <= token_id < len(model.pieces):
+            names.setdefault(name, model.pieces[token_id])
+    tree = tokenizer_json(content, added_tokens(settings), names.get("bos_token"))
+    if tree is None:
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True}
+        return {"tokenizer.model": content, "tokenizer_config.json": _json(config | names)}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | names
+    return {
+        "tokenizer.model": content,
+        "tokenizer.json": json.dumps(tree, ensure_ascii=False).encode(),
+        "tokenizer_config.json": _json(config),
+    }
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -6,11 +6,12 @@ Tokenizer files are counted as data here; nothing loads a tokenizer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nemoalign.archive.files import Region
+from nemoalign.checkpoint.protobuf import message_fields
 from nemoalign.checkpoint.settings import section, whole_number
 from nemoalign.errors import ContentError, SourceError
 
@@ -117,11 +118,13 @@ def read_sentencepiece(content: bytes) -> SentencePieces | None:
     pieces: list[str] = []
     ids: dict[int, int] = {}
     try:
-        for number, value in _fields(content):
+        for number, value in message_fields(content):
             if number == 1 and isinstance(value, bytes):
-                pieces.append(dict(_fields(value))[1].decode())
+                pieces.append(dict(message_fields(value))[1].decode())
             elif number == 2 and isinstance(value, bytes):
-                ids = {field: _signed(n) for field, n in _fields(value) if isinstance(n, int)}
+                ids = {
+                    field: _signed(n) for field, n in message_fields(value) if isinstance(n, int)
+                }
     except (KeyError, IndexError, ValueError, AttributeError):
         return None
     if not pieces:
@@ -137,43 +140,20 @@ def _artifact(value: Any, files: Mapping[str, Region]) -> Region | None:
 
 def _with_special_tokens(known: Any, settings: Mapping[str, Any]) -> int:
     """NeMo appends special tokens past the vocabulary unless they are in it already."""
-    named = section(settings, "special_tokens").values()
+    return len(known) + len(set(added_tokens(settings)) - set(known))
+
+
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tokens a ``tokenizer`` section names by their part: ``eos_token`` and the like."""
+    named = section(settings, "special_tokens").items()
+    return {str(name): str(value) for name, value in named if value}
+
+
+def added_tokens(settings: Mapping[str, Any]) -> list[str]:
+    """Return every special token a ``tokenizer`` section adds, in the order NeMo numbers them."""
     lists = (settings.get(name) for name in ("special_tokens", "additional_special_tokens"))
     listed = [value for values in lists if isinstance(values, list) for value in values]
-    return len(known) + len({str(value) for value in (*named, *listed) if value} - set(known))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield number and value (int or bytes) of every field of a protobuf message."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind == 2:
-            size, at = _varint(data, at)
-            value = data[at : at + size]
-            if len(value) != size:
-                raise ValueError("the message ends inside a field")
-            at += size
-        elif kind in (1, 5):
-            value, at = None, at + (8 if kind == 1 else 4)
-        else:
-            raise ValueError("no protobuf message")
-        yield tag >> 3, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number longer than 64 bits")
+    return [*special_tokens(settings).values(), *(str(value) for value in listed if value)]
 
 
 def _signed(value: int) -> int:

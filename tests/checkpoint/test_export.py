@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import sentencepiece
+from transformers import AutoTokenizer
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
@@ -108,7 +109,10 @@ def test_the_tokenizer_of_a_nemo_archive_comes_as_hugging_face_files(tmp_path, q
     model = sentencepiece.SentencePieceProcessor(str(tmp_path / "hf/tokenizer.model"))
     settings = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
     config = json.loads((tmp_path / "hf/config.json").read_text())
-    assert settings["tokenizer_class"] == "LlamaTokenizer"
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "  The cat\nsat on 3 mats, café 日本  "
+    assert loaded(text).input_ids == [model.bos_id(), *model.encode(text)]
+    assert loaded(text, add_special_tokens=False).input_ids == model.encode(text)
     for name, token_id in (("bos", model.bos_id()), ("eos", model.eos_id())):
         assert settings[f"{name}_token"] == model.id_to_piece(token_id)
         assert config[f"{name}_token_id"] == token_id
