@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from nemoalign.archive.dtypes import Array, by_safetensors
 from nemoalign.archive.files import Container
 from nemoalign.archive.json_read import json_object
 from nemoalign.archive.regions import Region, map_tensor
 from nemoalign.archive.safetensors_write import INDEX_NAME, SINGLE_NAME, SafetensorsWriter
+from nemoalign.archive.shards import read_shards
 from nemoalign.archive.store import DAMAGED, Index, TensorInfo, checked_shape
-from nemoalign.errors import ContentError, SourceError
+from nemoalign.errors import SourceError
 
 __all__ = ["SafetensorsStore", "SafetensorsWriter", "read_header"]
 
@@ -22,41 +23,21 @@ MAX_HEADER_BYTES = 100_000_000
 class SafetensorsStore:
     """The tensors of a Hugging Face directory; only headers are read when it is opened."""
 
+    layout = "safetensors"
+
     def __init__(self, container: Container) -> None:
         self.path = container.path
         self._places: dict[str, tuple[Region, int, TensorInfo]] = {}
         if INDEX_NAME in container.members:
-            self._open_shards(container)
+            self._places = read_shards(container, INDEX_NAME, read_header)
         else:
-            self._places = dict(read_header(container.member(SINGLE_NAME), SINGLE_NAME))
+            self._places = read_header(container.member(SINGLE_NAME), SINGLE_NAME)
         self.tensors: Mapping[str, TensorInfo] = {n: p[2] for n, p in self._places.items()}
 
     def read(self, name: str, index: Index = ()) -> Array:
         """Return a tensor or a slice of it as a read-only view of the file."""
         region, start, info = self._places[name]
         return map_tensor(region, start, info, index)
-
-    def _open_shards(self, container: Container) -> None:
-        where = f"{container.path}/{INDEX_NAME}"
-        index = json_object(container.member(INDEX_NAME).read(MAX_HEADER_BYTES), where)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise SourceError(f'{where} has no "weight_map". {DAMAGED}')
-        files = cast("dict[str, object]", weight_map)
-        for file in sorted({str(name) for name in files.values()}):
-            for name, place in read_header(container.member(file), file).items():
-                if files.get(name) != file:
-                    raise ContentError(
-                        f"{file} holds {name!r}, which {where} places in {files.get(name)!r}. "
-                        "The shards are of different saves: fetch the model again."
-                    )
-                self._places[name] = place
-        missing = sorted(files.keys() - self._places.keys())
-        if missing:
-            raise ContentError(
-                f"{where} lists {missing[0]!r}, but {files[missing[0]]} does not hold it "
-                f"({len(missing)} such names). Fetch the model again."
-            )
 
 
 def read_header(region: Region, where: str) -> dict[str, tuple[Region, int, TensorInfo]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import Container, Region
-from nemoalign.archive.safetensors import SafetensorsStore
 from nemoalign.archive.store import TensorStore
+from nemoalign.archive.torch_weights import open_hf_weights
 from nemoalign.checkpoint.nemo_config import PRECISIONS, nemo_config, tokenizer_section
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.reward import classifier_outputs, reward_settings
@@ -59,7 +59,8 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     if vocab_size is None:
         raise ContentError(f"{where}: config.json has no vocab_size.")
     files = kept_files(container)
-    store = _with_prefix(SafetensorsStore(container), family)
+    saved = open_hf_weights(container)
+    store = _with_prefix(saved, family)
     outputs = classifier_outputs(hf_config, store.tensors, where)
     config = _config(family, hf_config, files, container.path.resolve().name)
     config |= reward_settings(outputs)
@@ -74,7 +75,7 @@ def open_hf(container: Container, folder: Path | None = None) -> Source:
     return Source(
         path=container.path,
         kind="hf",
-        layout="safetensors",
+        layout=saved.layout,
         config=config,
         stored_config=config,
         arch=arch,

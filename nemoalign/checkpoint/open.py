@@ -143,7 +143,8 @@ def _is_checkpoint(folder: Path) -> bool:
         return True
     if (folder / CONFIG_NAME).is_file() or is_peft([c.name for c in folder.iterdir()]):
         return True
-    return (folder / _HF_CONFIG).is_file() and any(folder.glob("*.safetensors"))
+    weights = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    return (folder / _HF_CONFIG).is_file() and bool(weights)
 
 
 def _is_candidate(child: Path) -> bool:
@@ -181,15 +182,10 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    if (folder / _HF_CONFIG).is_file() and any(folder.glob("*.bin")):
-        raise ContentError(
-            f"{folder} holds its weights as pytorch_model.bin, which is not supported yet. Load it "
-            "with transformers and save_pretrained() it: that writes safetensors."
-        )
     if (folder / _HF_CONFIG).is_file():
         raise SourceError(
-            f"{folder} has a config.json but no *.safetensors: the weights are missing. Fetch the "
-            "model again."
+            f"{folder} has a config.json but neither *.safetensors nor pytorch_model*.bin: the "
+            "weights are missing. Fetch the model again."
         )
 
 
@@ -204,6 +200,6 @@ def _nothing_in(folder: Path) -> str:
     held = ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "nothing"
     return (
         f"{folder} is no checkpoint: it holds {held}. Expected is a .nemo file, an unpacked one "
-        f"({CONFIG_NAME}), a Hugging Face model (config.json and *.safetensors), a run's directory or its "
+        f"({CONFIG_NAME}), a Hugging Face model (config.json and its weights), a run's directory or its "
         "Lightning checkpoints (*.ckpt)."
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.files import Container
-from nemoalign.archive.safetensors import SafetensorsStore
 from nemoalign.archive.store import TensorInfo, TensorStore
+from nemoalign.archive.torch_weights import open_hf_weights
 from nemoalign.checkpoint.canonical import check_names
 from nemoalign.checkpoint.nemo_config import PRECISIONS
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
@@ -62,7 +62,7 @@ def open_vit_hf(container: Container, folder: Path | None = None) -> VitSource:
             "num_attention_heads; NeMo's ViT is not known to take that."
         )
     config = with_positions(config, arch.num_patches)
-    store = cast("TensorStore", SafetensorsStore(container))
+    store = open_hf_weights(container)
     has_bias = hf_config.get("qkv_bias", True) is not False
     weights = _canonical(store, vit_plans(FAMILY, arch), arch, has_bias, where)
     kind = weights.tensors[_MAIN].dtype
@@ -72,7 +72,7 @@ def open_vit_hf(container: Container, folder: Path | None = None) -> VitSource:
     return VitSource(
         path=container.path,
         kind="hf",
-        layout="safetensors",
+        layout=store.layout,
         config=config,
         stored_config=config,
         arch=arch,

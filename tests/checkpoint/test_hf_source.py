@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from nemoalign.archive.files import open_container
 from nemoalign.checkpoint.convert import convert
@@ -142,3 +143,19 @@ def test_a_sentencepiece_model_that_lacks_added_tokens_is_left_to_transformers()
     assert (section["library"], section["type"]) == ("huggingface", "my-model")
     assert tokens is None
     assert all(name.startswith("hf/") for name in files)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_torch_files_read_like_safetensors(tied, tmp_path):
+    """transformers of before 2023 saved the state_dict itself, with a tied head under both names."""
+    folder = save_llama(tmp_path / "new", tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    old = shutil.copytree(folder, tmp_path / "old")
+    (old / "model.safetensors").unlink()
+    torch.save(model.state_dict(), old / "pytorch_model.bin")
+    found, expected = open_source(old), open_source(folder)
+    assert (found.layout, expected.layout) == ("pytorch_model.bin", "safetensors")
+    assert list(found.copies.tensors) == ["embedding.word_embeddings.weight"] * tied
+    assert found.weights.tensors == expected.weights.tensors
+    for name in expected.weights.tensors:
+        np.testing.assert_array_equal(found.weights.read(name), expected.weights.read(name))

@@ -137,7 +137,6 @@ def test_a_compressed_archive_is_the_same_source(tmp_path):
     [
         ({"model.safetensors": ""}, SourceError, "is no checkpoint: it holds model.safetensors"),
         ({"config.json": "{}"}, SourceError, "weights are missing"),
-        ({"config.json": "{}", "pytorch_model.bin": ""}, ContentError, "save_pretrained"),
         ({"weights/x": "", "context/y": ""}, SourceError, "NeMo 2"),
         ({"metadata.json": "{}"}, SourceError, "names no sharded_backend"),
         ({"model_config.yaml": "num_layers: 1"}, ContentError, "lacks hidden_size"),
