@@ -15,7 +15,7 @@ _nemoalign() {
         convert:-o|convert:--out|convert:--tokenizer|convert:--base) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
         convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
-        convert:--to) COMPREPLY=($(compgen -W "auto nemo hf" -- "$current")); return;;
+        convert:--to) COMPREPLY=($(compgen -W "auto nemo nemo2 hf" -- "$current")); return;;
         export:-o|export:--out|export:--tokenizer|export:--adapter) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         export:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
         export:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;

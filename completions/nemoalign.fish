@@ -27,7 +27,7 @@ complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l overwrite -d '
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l verify -x -a 'none hash' -d 'Read the output back and compare every tensor'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l dtype -x -a 'keep fp32 bf16 fp16' -d 'Element type of the weights'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l tokenizer -r -F -d 'Tokenizer to embed, a file or a Hugging Face directory'
-complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l to -x -a 'auto nemo hf' -d 'Form of DST'
+complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l to -x -a 'auto nemo nemo2 hf' -d 'Form of DST'
 complete -c nemoalign -n '__fish_seen_subcommand_from convert' -l base -r -F -d 'Base model of a PEFT adapter'
 complete -c nemoalign -n '__fish_seen_subcommand_from export' -s h -l help -d 'Show help'
 complete -c nemoalign -n '__fish_seen_subcommand_from export' -F

@@ -8,6 +8,7 @@ from typing import Any
 from nemoalign.checkpoint.adapter_target import write_adapter
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.hf_target import write_hf
+from nemoalign.checkpoint.nemo2_target import write_nemo2
 from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
@@ -17,7 +18,7 @@ from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
 
-TARGETS = ("auto", "nemo", "hf")
+TARGETS = ("auto", "nemo", "nemo2", "hf")
 """What ``--to`` takes; ``auto`` goes by the suffix of the target."""
 
 
@@ -54,5 +55,5 @@ def convert(
     if write_as_nemo and opened.is_adapter_only:
         return write_adapter(opened, target, options, reporter)
     merged = with_adapter(opened, None, target)
-    write = write_nemo if write_as_nemo else write_hf
+    write = write_nemo if write_as_nemo else write_nemo2 if to == "nemo2" else write_hf
     return write(merged, target, options, reporter)

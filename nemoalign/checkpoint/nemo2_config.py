@@ -209,3 +209,35 @@ def _function_of(arch: Architecture, where: str) -> str:
         if arch.activation in names and (gated, tanh) == (arch.gated, arch.openai_gelu):
             return path
     raise ContentError(f"{where} has activation {arch.activation!r}, which NeMo 2 has not.")
+
+
+_MODELS = "nemo.collections.llm.gpt.model."
+_CLASSES: Mapping[str, tuple[str, str, str]] = {
+    "llama": ("llama", "LlamaModel", "LlamaConfig"),
+    "llama 3.1": ("llama", "LlamaModel", "Llama31Config"),
+    "mistral": ("mistral", "MistralModel", "MistralConfig7B"),
+    "mixtral": ("mixtral", "MixtralModel", "MixtralConfig"),
+    "qwen2": ("qwen2", "Qwen2Model", "Qwen2Config"),
+    "gemma": ("gemma", "GemmaModel", "GemmaConfig"),
+    "gemma2": ("gemma2", "Gemma2Model", "Gemma2Config"),
+    "nemotron": ("nemotron", "NemotronModel", "NemotronConfig"),
+    "starcoder2": ("starcoder2", "Starcoder2Model", "Starcoder2Config"),
+}
+"""Module, model and configuration of NeMo 2 for a family; every other model is its GPT."""
+
+
+def nemo2_classes(family: str, arch: Architecture, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the dotted names of NeMo 2's model and configuration classes for a model.
+
+    What only a class does (scaling positions as Llama 3.1, the embedding as Gemma, two more norms as
+    Gemma 2) decides before the family.
+    """
+    kind = family
+    if arch.scale_positional_embedding:
+        kind = "llama 3.1"
+    elif section(config, "mcore_customization_config"):
+        kind = "gemma2"
+    elif arch.apply_embedding_scaling:
+        kind = "gemma"
+    module, model, settings = _CLASSES.get(kind, ("base", "GPTModel", "GPTConfig"))
+    return f"{_MODELS}{module}.{model}", f"{_MODELS}{module}.{settings}"

@@ -122,3 +122,61 @@ def short_name(target: Any) -> str:
 
 def _as_mapping(value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def dump_io(tree: Mapping[str, Any]) -> str:
+    """Return a tree as the text of an io.json; inverse of the reading above.
+
+    Objects that NeMo looks up by their place carry it: the model is at ``<root>.model``.
+    """
+    objects: dict[str, Any] = {}
+    root = _node(tree, "<root>", objects)
+    counts = dict.fromkeys(objects, 1)
+    whole = {"root": root, "objects": objects, "refcounts": counts, "version": "0.0.1"}
+    return json.dumps(whole, indent=2)
+
+
+def _node(value: Any, path: str, objects: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        held = cast("Mapping[str, Any]", value)
+        return _config_node(held, path, objects) if TARGET in held else _empty("dict", [path])
+    if isinstance(value, list):
+        named = enumerate(cast("list[Any]", value))
+        items = [[f"Index(index={n})", _node(v, f"{path}[{n}]", objects)] for n, v in named]
+        return {"type": _pyref("builtins.list"), "items": items, "metadata": None, "paths": [path]}
+    return {"type": "leaf", "value": value, "paths": [path]}
+
+
+def _config_node(tree: Mapping[str, Any], path: str, objects: dict[str, Any]) -> dict[str, Any]:
+    target = str(tree[TARGET])
+    if tree.get("_call_") is False:
+        return {**_pyref(target), "paths": [path]}
+    given = {name: value for name, value in tree.items() if name != TARGET}
+    items = [[f"Attr(name='{n}')", _node(v, f"{path}.{n}", objects)] for n, v in given.items()]
+    names = {
+        "type": _pyref("builtins.tuple"),
+        "items": [[f"Index(index={number})", name] for number, name in enumerate(given)],
+        "metadata": None,
+    }
+    held = {"fn_or_cls": _pyref(target), "argument_names": names}
+    held |= {"argument_tags": _empty("dict"), "argument_history": _empty("dict")}
+    metadata = {
+        "type": _pyref("fiddle._src.config.BuildableTraverserMetadata"),
+        "items": [[f"Attr(name='{name}')", value] for name, value in held.items()],
+        "metadata": _pyref("fiddle._src.config.BuildableTraverserMetadata"),
+    }
+    key = f"{short_name(target).lower()}_{len(objects) + 1}"
+    kind = _pyref("fiddle._src.config.Config")
+    objects[key] = {"type": kind, "items": items, "metadata": metadata, "paths": [path]}
+    return {"type": "ref", "key": key}
+
+
+def _empty(kind: str, paths: list[str] | None = None) -> dict[str, Any]:
+    keys = {"type": _pyref("builtins.tuple"), "items": [], "metadata": None}
+    node = {"type": _pyref(f"builtins.{kind}"), "items": [], "metadata": keys}
+    return node if paths is None else {**node, "paths": paths}
+
+
+def _pyref(target: str) -> dict[str, Any]:
+    module, _, name = target.rpartition(".")
+    return {"type": "pyref", "module": module, "name": name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from nemoalign.errors import ContentError
 WEIGHTS_FOLDER = "weights"
 TOKENIZER_FOLDER = "nemo_tokenizer"
 """Where NeMo 2's importers put the tokenizer of a Hugging Face model."""
+
+_ONLY_THERE = ("override_vocab_size", "apply_embedding_scaling")
+"""What NeMo 2 has to be told where no tokenizer tells it, and what its class says."""
 
 
 def is_nemo2(folder: Path) -> bool:
@@ -82,12 +86,14 @@ def _kept(context: Container, fields: Mapping[str, Any]) -> Settings:
     where = f"{context.path}: {CONTEXT_FOLDER}/{CONFIG_NAME}"
     settings = Settings(where, *read_configs(context))
     described = nemo2_fields(settings.resolved, settings.architecture(), where)
-    kept = nemo_fields({"config": described}, where)
-    for name, value in fields.items():
-        if kept.get(name, value) != value and name != "apply_embedding_scaling":
+    kept = read_architecture(nemo_fields({"config": described}, where), where)
+    read = read_architecture(fields, where)
+    for name in (field.name for field in dataclass_fields(read)):
+        ours, theirs = getattr(kept, name), getattr(read, name)
+        if ours != theirs and name not in _ONLY_THERE:
             raise ContentError(
-                f"{where} has {name} {kept[name]!r:.60}, but {YAML_NAME} beside it {value!r:.60}. "
-                f"NeMo 2 reads {YAML_NAME}; remove {CONFIG_NAME} if that is right."
+                f"{where} means {name} {ours!r:.60}, but {YAML_NAME} beside it {theirs!r:.60}. NeMo 2 "
+                f"goes by the latter; remove {CONFIG_NAME} if that is right."
             )
     return settings
 
@@ -96,20 +102,16 @@ def _tokenizer(
     context: Container, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Region]]:
     """Return the ``tokenizer`` section and files; a path in the settings is a name among members."""
-    artifact = text(settings, "model_path")
-    if artifact is not None:
-        name = artifact.rpartition("/")[2]
-        files = {name: context.members[name]} if name in context.members else {}
-        named = {
-            "library": "sentencepiece",
-            "type": None,
-            "model": f"nemo:{name}" if files else None,
-        }
-        return tokenizer_section(None, None, {}, "") | named | {"use_fast": False}, files
     value = settings.get("pretrained_model_name")
     name = str((value.get("attr") if isinstance(value, Mapping) else value) or "")
-    inside = context.under(name.removeprefix("./") or TOKENIZER_FOLDER)
-    files = {f"{HF_FOLDER}{n}": region for n, region in inside.members.items() if "/" not in n}
+    inside = context.under(name.removeprefix("./") or TOKENIZER_FOLDER).members
+    files = {f"{HF_FOLDER}{n}": region for n, region in inside.items() if "/" not in n}
+    artifact = (text(settings, "model_path") or "").rpartition("/")[2]
+    if artifact in context.members:
+        named = {"library": "sentencepiece", "type": None, "model": f"nemo:{artifact}"}
+        named["use_fast"] = False
+        files[artifact] = context.members[artifact]
+        return tokenizer_section(None, None, {}, "") | named, files
     if not settings:
         return {"library": None, "type": None}, files
     return tokenizer_section(None, None, {}, name or short_name(settings)), files

@@ -166,6 +166,8 @@ def read_manifest(container: Container) -> dict[tuple[str, tuple[int, ...]], int
 
 def _summed_tensors(container: Container) -> dict[str, int]:
     """Return the CRC-32 of every tensor that ``conversion.json`` in an export of ours states."""
+    if MANIFEST_NAME in container.members:
+        return {}  # it states them by chunk, as torch_dist needs it
     content = _json_member(container, REPORT_NAME)
     try:
         return {

@@ -81,7 +81,7 @@ class WriteFlags(OutputFlags):
 class ConvertFlags(WriteFlags):
     """Flags of convert."""
 
-    to: Literal["auto", "nemo", "hf"] = setting(
+    to: Literal["auto", "nemo", "nemo2", "hf"] = setting(
         "auto",
         "Form of DST.",
         flag="--to",

@@ -6,15 +6,21 @@ import json
 
 import pytest
 
-from nemoalign.archive.files import open_container
+from nemoalign.archive.files import Container, Region, open_container
 from nemoalign.checkpoint.nemo2_context import read_model_tree, short_name
 from nemoalign.errors import NemoAlignError, SourceError
+from tests.checkpoint.models import FIXTURES
 
 
 def tree_of(folder, name, content):
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return read_model_tree(open_container(folder))
+
+
+def tree_at(file):
+    region = Region(file, 0, file.stat().st_size)
+    return read_model_tree(Container(file.parent, "directory", {"io.json": region}))[0]
 
 
 def fiddle(root, **objects):
@@ -57,6 +63,21 @@ def test_fiddles_references_become_a_tree(tmp_path):
         },
     }
     assert short_name(tree["config"]["activation_func"]) == "silu"
+
+
+def test_a_file_that_fiddle_wrote_is_read():
+    root = FIXTURES / "fiddle_io.json"
+    tree = tree_at(root)
+    assert tree == {
+        "_target_": "fakemod.Model",
+        "config": {
+            "_target_": "fakemod.Conf",
+            "num_layers": 2,
+            "window": [4, 0],
+            "act": {"_target_": "fakemod.silu"},
+        },
+        "tokenizer": None,
+    }
 
 
 def nested(depth):

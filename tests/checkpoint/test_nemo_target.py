@@ -14,12 +14,10 @@ import pytest
 from nemoalign.archive.safetensors import SafetensorsWriter
 from nemoalign.archive.store import TensorInfo
 from nemoalign.checkpoint.convert import convert
-from nemoalign.checkpoint.nemo_target import runs_of
-from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.config.checkpoint_yaml import load_checkpoint_config
 from nemoalign.errors import VerificationError
-from tests.checkpoint.models import FIXTURES, BitFlip, state_of
+from tests.checkpoint.models import BitFlip, state_of
 
 
 def test_the_members_are_nemos_plus_the_original_files_and_a_manifest(nemo_llama):
@@ -75,13 +73,6 @@ def test_the_settings_are_nemos_and_say_where_they_came_from(nemo_llama):
         "dtype": "float32",
         "original_dtype": "float32",
     }
-
-
-def test_gated_matrices_are_written_as_gate_and_up_without_a_copy():
-    source = open_source(FIXTURES / "hf_llama")
-    runs = runs_of(source, "decoder.layers.0.mlp.linear_fc1.weight")
-    assert [run.shape for run in runs] == [(128, 64), (128, 64)]
-    assert not any(run.flags.owndata for run in runs)
 
 
 def test_bytes_that_change_after_writing_fail_the_conversion(hf_llama, tmp_path):
