@@ -31,7 +31,8 @@ from nemoalign.checkpoint.peft_source import is_peft, open_peft, recorded_base
 from nemoalign.checkpoint.ranks import rank_of
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.vit_hf_source import is_hf_vit, open_vit_hf
-from nemoalign.checkpoint.vit_source import VitSource, is_vit, open_vit
+from nemoalign.checkpoint.vit_ranks import open_vit, open_vit_run
+from nemoalign.checkpoint.vit_source import VitSource, is_vit
 from nemoalign.errors import ContentError, SourceError
 
 _HF_CONFIG = "config.json"
@@ -74,7 +75,8 @@ def _open(found: Path, folder: Path | None, base: Source | None) -> Source | Vit
         return _open_nemo(open_container(home), "nemo directory", folder)
     saved = saved_at(found)
     if saved is not None:
-        return open_lightning(open_run(saved), folder)
+        run = open_run(saved)
+        return (open_vit_run if is_vit(run.config) else open_lightning)(run, folder)
     if found.is_file():
         return _open_nemo(open_container(found), "nemo", folder)
     container = open_container(found)

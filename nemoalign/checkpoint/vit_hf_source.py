@@ -18,12 +18,8 @@ from nemoalign.checkpoint.nemo_config import PRECISIONS
 from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.stores import Made, MadeStore
 from nemoalign.checkpoint.vit_nemo_config import vit_nemo_config, with_positions
-from nemoalign.checkpoint.vit_source import (
-    VitSource,
-    check_vit_shapes,
-    grid_warnings,
-    read_vit_architecture,
-)
+from nemoalign.checkpoint.vit_ranks import check_vit_shapes, grid_warnings
+from nemoalign.checkpoint.vit_source import VitSource, read_vit_architecture
 from nemoalign.config.vit import VitArchitecture
 from nemoalign.errors import ContentError
 from nemoalign.families.vit import FAMILY

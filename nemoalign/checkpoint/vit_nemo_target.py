@@ -24,7 +24,8 @@ from nemoalign.checkpoint.nemo_config import PRECISIONS
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME
 from nemoalign.checkpoint.rank_target import member_name
 from nemoalign.checkpoint.vit_nemo_config import vit_provenance
-from nemoalign.checkpoint.vit_source import VitSource, open_vit
+from nemoalign.checkpoint.vit_ranks import open_vit
+from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
 from nemoalign.checkpoint.writing import (
     REPORT_NAME,

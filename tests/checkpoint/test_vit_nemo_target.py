@@ -14,8 +14,16 @@ from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.cli import app
 from nemoalign.errors import ConfigError, VerificationError
 from tests.checkpoint.models import BitFlip
-from tests.checkpoint.test_vit_source import assert_same, sliced, values_of
-from tests.checkpoint.vits import NEMO_VIT, fixture_config, fixture_state, save_hf, save_nemo
+from tests.checkpoint.vits import (
+    NEMO_VIT,
+    assert_same,
+    fixture_config,
+    fixture_state,
+    save_hf,
+    save_nemo,
+    sliced,
+    values_of,
+)
 from tests.cli.running import run
 
 

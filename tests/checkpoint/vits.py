@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import ViTConfig, ViTForImageClassification
 
+from nemoalign.checkpoint.open import open_checkpoint
 from tests.checkpoint.models import FIXTURES
 
 NEMO_VIT = FIXTURES / "vit_tp1.nemo"
@@ -118,3 +119,23 @@ def second_generation(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         ]
     )
     return state
+
+
+def values_of(path) -> dict[str, np.ndarray]:
+    source = open_checkpoint(path)
+    return {name: np.asarray(source.weights.read(name)) for name in source.weights.tensors}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert np.array_equal(found[name], tensor.numpy()), name
+
+
+def sliced(tensor: torch.Tensor, name: str, rank: int) -> torch.Tensor:
+    """Return a rank's half of a tensor as megatron's two kinds of parallel layers cut it."""
+    if name.endswith(("self_attention.dense.weight", "mlp.dense_4h_to_h.weight")):
+        return tensor.chunk(2, 1)[rank].clone()
+    if ".query_key_value." in name or ".dense_h_to_4h." in name:
+        return tensor.chunk(2, 0)[rank].clone()
+    return tensor
