@@ -20,6 +20,7 @@ from nemoalign.checkpoint.writing import Account, WriteOptions, hex_sum, verify_
 from nemoalign.errors import VerificationError
 from nemoalign.weights.names import PREFIX, stacked_key
 from nemoalign.weights.ops import PadVocab
+from nemoalign.weights.spelling import spelled
 from nemoalign.weights.splits import GATED_ROWS
 from nemoalign.weights.tensors import split_of
 
@@ -49,7 +50,7 @@ def _write_tensor(writer: DistWriter, name: str, job: Job, shards: Shards) -> No
     source, options = job.source, job.options
     info = shards.tensors[name]
     written = options.written_dtype(info.dtype)
-    stacked, at = stacked_key(name)
+    stacked, at = stacked_key(spelled(name, source.arch))
     key = job.prefix + stacked.removeprefix(PREFIX)
     stack = (source.arch.num_layers, source.arch.num_moe_experts or 0)[: len(at)]
     size = 0

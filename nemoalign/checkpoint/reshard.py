@@ -18,7 +18,7 @@ from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
 from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
-from nemoalign.weights.spelling import Spelling, spelling_of
+from nemoalign.weights.spelling import Spelling, layers_of, spelling_of
 
 FORMATS = ("auto", "dist", "ranks")
 """What ``--format`` takes; ``auto`` is the source's own."""
@@ -82,7 +82,7 @@ def _spelling(source: Source) -> Spelling:
     store = all_tensors(source)
     if isinstance(store, JoinedStore):
         return spelling_of(store.keys)
-    return Spelling("fused" if source.config.get("transformer_engine") else "local")
+    return Spelling(layers_of(source.arch, fused=bool(source.config.get("transformer_engine"))))
 
 
 def _check_ranks(cut: Cut) -> None:

@@ -14,7 +14,13 @@ MAX_EXPERTS = 4096
 MAX_LAYERS = 10_000
 """More layers than any model has; names are made for every one of them."""
 
-_WORDS = ("normalization", "activation", "position_embedding_type", "transformer_block_type")
+_WORDS = (
+    "normalization",
+    "activation",
+    "position_embedding_type",
+    "transformer_block_type",
+    "name",
+)
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "query_groups")
 _SIZES += ("head_dim", "encoder_seq_length", "max_position_embeddings")
 _SIZES += ("make_vocab_size_divisible_by",)

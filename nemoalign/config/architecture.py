@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from nemoalign.errors import ContentError
 
+FALCON = "megatron_falcon_gpt"
+OWN_LAYERS = (FALCON, "megatron_gemma2")
+Fields = Mapping[str, Any]
 GATED = ("geglu", "fast-geglu", "swiglu", "fast-swiglu", "reglu", "fast-reglu")
 
 
@@ -65,6 +68,10 @@ class Architecture:
     moe_layer_freq: int = 1
     moe_shared_expert_intermediate_size: int | None = None
     transformer_block_type: str = "pre_ln"
+    name: str = ""
+    """NeMo's name of a layer that is not megatron-core's own."""
+    new_decoder_architecture: bool = False
+    parallel_attention: bool = False
     num_attributes: int = 0
     """Outputs of a reward head; 0 without one. The tensors tell, not model_config.yaml."""
 
@@ -76,6 +83,9 @@ class Architecture:
             ContentError: when a size without a default is absent or a value has the wrong type.
         """
         known = {f.name for f in fields(cls)}
+        custom: Any = config.get("mcore_customization_config")
+        # NeMo sets these last, over everything else.
+        config = {**config, **(cast("Fields", custom) if isinstance(custom, Mapping) else {})}
         given = {key: value for key, value in config.items() if key in known and value is not None}
         required = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
         missing = [name for name in required if name not in given]
@@ -116,6 +126,17 @@ class Architecture:
         is_gelu = self.activation.lower() in ("gelu", "geglu", "fast-geglu")
         is_fused = self.bias_activation_fusion and (self.gated or self.bias)
         return self.openai_gelu or (is_gelu and is_fused)
+
+    @property
+    def layer_spec(self) -> str:
+        """NeMo's name of the layer where it computes something else than megatron-core's own."""
+        return self.name if self.name in OWN_LAYERS else ""
+
+    @property
+    def has_mlp_norm(self) -> bool:
+        """False where MLP and attention share one norm, as in Falcon 7B."""
+        shares = self.parallel_attention and not self.new_decoder_architecture
+        return not (self.layer_spec == FALCON and shares)
 
     @property
     def heads_per_group(self) -> int:

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from nemoalign.config.architecture import Architecture
+from nemoalign.config.architecture import FALCON, Architecture
 from nemoalign.errors import ContentError
 from nemoalign.model.activation import Activation, activation_function
 from nemoalign.model.attention import CoreAttention
@@ -53,6 +53,7 @@ class ModelSettings:
 def refuse_unsupported(arch: Architecture) -> None:
     """Raise ContentError naming the first field whose value cannot be honoured."""
     refused = {
+        "name": arch.layer_spec == FALCON,
         "transformer_block_type": arch.transformer_block_type != "pre_ln",
         "position_embedding_type": arch.position_embedding_type not in ("rope", "learned_absolute"),
         "normalization": arch.normalization.lower() not in _NORMALIZATIONS,

@@ -134,9 +134,11 @@ class Heads:
 class Positions:
     """The longest sequence, which NeMo keeps in two fields."""
 
+    default: Any = REQUIRED
+
     def to_nemo(self, hf: Fields) -> dict[str, Any]:
         """Return both NeMo fields with the same length."""
-        length = Field("", "max_position_embeddings").to_nemo(hf)[""]
+        length = Field("", "max_position_embeddings", self.default).to_nemo(hf)[""]
         return {"encoder_seq_length": length, "max_position_embeddings": length}
 
     def to_hf(self, arch: Architecture) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _IGNORED_ENDS = ("rotary_pos_emb.inv_freq",)
 _IGNORED_STARTS = ("optimizer.", "chained_", "rng_state", "rerun_state")
 INPUT_NORM = (".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
 MLP_NORM = (".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
-RENAMES = (INPUT_NORM, MLP_NORM)
+RENAMES = (INPUT_NORM, MLP_NORM, (".post_self_attn_layernorm.", MLP_NORM[1]))
 """Norms as modules of their own, and as Transformer Engine fuses them; the latter is canonical.
 
 Only the norm before experts, which nothing can fuse, is a module of its own everywhere.

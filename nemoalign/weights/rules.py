@@ -44,7 +44,7 @@ class Family:
 
     ``fixed`` maps a field of the architecture to the values a member may have; the first is the one
     written into model_config.yaml. ``facts`` does the same for what the architecture works out from
-    its fields. ``hf_prefix`` begins the name of every tensor but the head's; checkpoints of a model
+    its fields, ``layer_spec`` is NeMo's name of a layer of its own. ``hf_prefix`` begins the name of every tensor but the head's; checkpoints of a model
     without its head leave it away. ``ignored_hf`` are tensors that older exports saved but are no
     weights. A family without ``hf_architectures`` has no counterpart in Hugging Face.
     """
@@ -56,12 +56,14 @@ class Family:
     config: tuple[ConfigRule, ...] = ()
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
     facts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+    layer_spec: str = ""
     hf_prefix: str = "model."
     ignored_hf: tuple[str, ...] = ()
 
     def differences(self, arch: Architecture) -> list[str]:
         """Return what keeps ``arch`` out of this family, as ``field: value`` words."""
-        return [
+        other_layer = self.hf_architectures and self.layer_spec != arch.layer_spec
+        return [f"name: {arch.layer_spec or 'none'}"] * bool(other_layer) + [
             f"{name}: {getattr(arch, name)}"
             for name, allowed in (*self.fixed.items(), *self.facts.items())
             if _folded(getattr(arch, name)) not in allowed

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nemoalign.config.architecture import FALCON, Architecture
 from nemoalign.weights.legacy import is_legacy
 from nemoalign.weights.names import layer_of
 
@@ -13,6 +14,7 @@ _LOCAL = (
     ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
     ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
 )
+_FALCON = (_LOCAL[0], ("mlp.linear_fc1.layer_norm_", "post_self_attn_layernorm."))
 _LEGACY = (
     ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
     ("self_attention.linear_qkv.", "self_attention.query_key_value."),
@@ -31,11 +33,12 @@ _WHOLE_LAYER = (
 LAYERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "fused": (),
     "local": _LOCAL,
+    "falcon": _FALCON,
     "legacy": _LEGACY,
     "whole": _WHOLE_LAYER,
 }
 """Names inside a layer: Transformer Engine's linear layers with the norm before them (canonical),
-megatron-core's local modules, NeMo's own GPT, Transformer Engine's whole layer."""
+megatron-core's local modules, NeMo's Falcon whose MLP follows attention, NeMo's own GPT, Transformer Engine's whole layer."""
 
 _LOCAL_EXPERT = re.compile(r"^mlp\.experts\.local_experts\.(\d+)\.(.*)$")
 _GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.linear_fc[12]\.weight\d+$")
@@ -45,6 +48,22 @@ _LEGACY_MODEL = (
     ("decoder.", "language_model.encoder."),
     ("output_layer.", "language_model.output_layer."),
 )
+
+
+def layers_of(arch: Architecture, *, fused: bool = True) -> str:
+    """Return how NeMo spells the layers of ``arch``, whose norms are fused where they can be."""
+    if arch.layer_spec != FALCON:
+        return "fused" if fused else "local"
+    return "local" if arch.new_decoder_architecture or arch.parallel_attention else "falcon"
+
+
+def spelled(name: str, arch: Architecture) -> str:
+    """Return a canonical name as NeMo's modules of today spell it."""
+    layer = layer_of(name)
+    if layer is None:
+        return name
+    lead, _, rest = name.partition(f"layers.{layer}.")
+    return f"{lead}layers.{layer}.{_replaced(rest, LAYERS[layers_of(arch)])}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,8 @@ def spelling_of(keys: Iterable[str]) -> Spelling:
     elif legacy:
         layers = "legacy"
     else:
-        layers = "local" if _any_has(keys, ".input_layernorm.") else "fused"
+        separate = "falcon" if _any_has(keys, ".post_self_attn_layernorm.") else "local"
+        layers = separate if _any_has(keys, ".input_layernorm.") else "fused"
     return Spelling(
         layers,
         legacy,

@@ -40,6 +40,13 @@ GPT2 = {
     "bias": True,
     "position_embedding_type": "learned_absolute",
 }
+FALCON = {
+    "name": "megatron_falcon_gpt",
+    "normalization": "layernorm",
+    "activation": "gelu",
+    "bias": False,
+    "mcore_customization_config": {"new_decoder_architecture": False, "parallel_attention": True},
+}
 STARCODER2 = {"normalization": "layernorm", "activation": "gelu", "bias": True}
 
 
@@ -92,6 +99,11 @@ def test_an_unknown_hf_model_is_named_with_the_known_ones():
         (STARCODER2 | {"window_size": [4096, 0], "num_query_groups": 1}, "starcoder2"),
         (STARCODER2 | {"window_size": [None, 0], "bias": False}, "starcoder2"),
         (STARCODER2 | {"rotary_percentage": 0.5}, "gpt"),
+        (FALCON, "falcon"),
+        (FALCON | {"num_query_groups": 1, "bias": False}, "falcon"),
+        (FALCON | {"rotary_percentage": 0.5}, "gpt"),
+        ({"name": "megatron_falcon_gpt"}, "gpt"),
+        ({"name": "te_gpt"}, "llama"),
         ({"activation": "gelu"}, "gpt"),
         ({"normalization": "layernorm"}, "gpt"),
         ({"rotary_percentage": 0.5}, "gpt"),
