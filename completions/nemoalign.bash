@@ -13,11 +13,11 @@ _nemoalign() {
         inspect:--tensors|inspect:-k|inspect:--key) return;;
         inspect:--diff) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
         convert:-o|convert:--out|convert:--tokenizer|convert:--base) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
-        convert:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
+        convert:--verify) COMPREPLY=($(compgen -W "none hash logits" -- "$current")); return;;
         convert:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         convert:--to) COMPREPLY=($(compgen -W "auto nemo nemo2 hf" -- "$current")); return;;
         export:-o|export:--out|export:--tokenizer|export:--adapter) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;
-        export:--verify) COMPREPLY=($(compgen -W "none hash" -- "$current")); return;;
+        export:--verify) COMPREPLY=($(compgen -W "none hash logits" -- "$current")); return;;
         export:--dtype) COMPREPLY=($(compgen -W "keep fp32 bf16 fp16" -- "$current")); return;;
         export:--to) COMPREPLY=($(compgen -W "hf" -- "$current")); return;;
         reshard:-o|reshard:--out) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return;;

@@ -11,6 +11,7 @@ from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.nemo2_target import write_nemo2
 from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_checkpoint, open_source
+from nemoalign.checkpoint.proof import refuse_logits, with_proof
 from nemoalign.checkpoint.tokenizer import with_tokenizer
 from nemoalign.checkpoint.vit import convert_vit
 from nemoalign.checkpoint.vit_source import VitSource
@@ -47,13 +48,17 @@ def convert(
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     if isinstance(opened, VitSource):
+        refuse_logits(options, "a ViT")
         return convert_vit(opened, target, options, reporter, to, base)
     opened = with_tokenizer(opened, options.tokenizer)
     for warning in opened.warnings:
         reporter.warn(warning)
     write_as_nemo = to == "nemo" or (to == "auto" and target.suffix == ".nemo")
     if write_as_nemo and opened.is_adapter_only:
+        refuse_logits(options, "an adapter alone")
         return write_adapter(opened, target, options, reporter)
     merged = with_adapter(opened, None, target)
+    sides = {"path": str(source), "base": None if base is None else str(base)}
+    options = with_proof(options, merged, sides, reporter)
     write = write_nemo if write_as_nemo else write_nemo2 if to == "nemo2" else write_hf
     return write(merged, target, options, reporter)

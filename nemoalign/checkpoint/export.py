@@ -10,6 +10,7 @@ from nemoalign.checkpoint.adapter import MergedStore, find_base
 from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.peft_target import write_peft
+from nemoalign.checkpoint.proof import refuse_logits, with_proof
 from nemoalign.checkpoint.source import AdapterInfo, Source
 from nemoalign.checkpoint.tokenizer import with_tokenizer
 from nemoalign.checkpoint.vit import export_vit
@@ -44,9 +45,11 @@ def export(
     check_target(target, opened.path, options)
     reporter.say(opened.describe())
     if isinstance(opened, VitSource):
+        refuse_logits(options, "a ViT")
         return export_vit(opened, target, options, reporter, "" if adapter_only else adapter)
     given = None if adapter is None else open_source(adapter, opened)
     if adapter_only:
+        refuse_logits(options, "an adapter alone")
         return write_peft(given or opened, target, options, reporter)
     merged = with_adapter(opened, given, target)
     if merged.adapter is not None:
@@ -55,6 +58,8 @@ def export(
     merged = with_tokenizer(merged, options.tokenizer)
     for warning in merged.warnings:
         reporter.warn(warning)
+    sides = {"path": str(source), "adapter": None if adapter is None else str(adapter)}
+    options = with_proof(options, merged, sides, reporter)
     return write_hf(merged, target, options, reporter)
 
 

@@ -73,10 +73,11 @@ def write_directory(
         for name, content in directory.files.items():
             (stage / name).write_bytes(content)
         account.close()
-        if options.verify == "hash":
+        if options.verify != "none":
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, directory, writer.checksums, bar.advance)
-        report = directory.report()
+        proof = options.proof(stage)
+        report = directory.report() | proof
         report |= {"bytes": total, "tensors": _with_sums(account.rows, writer.checksums)}
         write_report(stage / REPORT_NAME, report)
     return report

@@ -93,10 +93,10 @@ def write_nemo2(
             sums = write_weights(sink, WEIGHTS_FOLDER, job, bar.advance)
             sink.add_bytes(MANIFEST_NAME, manifest_of(sums))
         account.close()
-        if options.verify == "hash":
+        if options.verify != "none":
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, sums, bar.advance)
-        report = report_of(source, target, options, began)
+        report = report_of(source, target, options, began) | options.proof(stage)
         report |= {"bytes": total, "tensors": with_sums(account.rows, sums)}
         write_report(stage / REPORT_NAME, report)
     return report

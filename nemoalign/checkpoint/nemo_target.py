@@ -57,11 +57,12 @@ def write_nemo(
             job = Job(source=source, options=options, account=account, cut=cut)
             sums = _write_archive(job, stage, bar.advance)
         account.close()
-        if options.verify == "hash":
+        if options.verify != "none":
             with reporter.progress("Verifying", total, "bytes") as bar:
                 _verify(stage, sums, bar.advance)
+        proof = options.proof(stage)
         size = stage.stat().st_size
-    report = report_of(source, target, options, began)
+    report = report_of(source, target, options, began) | proof
     report |= {"bytes": size, "tensors": with_sums(account.rows, sums)}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report

@@ -37,7 +37,7 @@ DTYPES: Mapping[str, str | None] = {
 }
 """The element types a conversion can write, by the words of ``--dtype``."""
 
-VERIFY = ("none", "hash")
+VERIFY = ("none", "hash", "logits")
 REPORT_NAME = "conversion.json"
 SPARE_BYTES = 64 << 20
 
@@ -50,6 +50,8 @@ class WriteOptions:
     verify: str = "hash"
     overwrite: bool = False
     tokenizer: Path | None = None
+    prove: Callable[[Path], dict[str, Any]] | None = None
+    """Shows what the output computes before it appears under its name: ``--verify logits``."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -60,6 +62,10 @@ class WriteOptions:
     def written_dtype(self, dtype: str) -> str:
         """Return the element type in which a tensor of ``dtype`` is written."""
         return DTYPES[self.dtype] or dtype
+
+    def proof(self, stage: Path) -> dict[str, Any]:
+        """Return what a report says of the logits of the output at ``stage``: nothing unless asked."""
+        return {} if self.prove is None else {"logits": self.prove(stage)}
 
     def cast(self, array: Array, dtype: str, name: str) -> Array:
         """Return ``array`` in the element type it is written in; errors name the tensor."""

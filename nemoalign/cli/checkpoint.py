@@ -44,8 +44,11 @@ class OutputFlags(Talk):
     overwrite: bool = setting(
         False, "Replace DST when it exists.", flag="--overwrite", panel=OUTPUT
     )
-    verify: Literal["none", "hash"] = setting(
-        "hash", "Read the output back and compare every tensor.", flag="--verify", panel=TARGET
+    verify: Literal["none", "hash", "logits"] = setting(
+        "hash",
+        "Read the output back and compare every tensor; logits also runs both sides.",
+        flag="--verify",
+        panel=TARGET,
     )
 
 

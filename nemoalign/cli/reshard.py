@@ -26,6 +26,9 @@ class ReshardFlags(OutputFlags):
     vp: int | None = setting(
         None, "Model chunks a stage.", flag="--vp", at_least=1, shown="none", panel=LAYOUT
     )
+    verify: Literal["none", "hash"] = setting(
+        "hash", "Read the output back and compare every tensor.", flag="--verify", panel=TARGET
+    )
     format: Literal["auto", "dist", "ranks"] = setting(
         "auto",
         "One directory that any number of ranks reads, or a file per rank.",
