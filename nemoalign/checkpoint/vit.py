@@ -51,7 +51,9 @@ def convert_vit(
         form = second_generation(source)
         for note in form.notes:
             reporter.warn(note)
-        return write_vit_nemo(form.source, target, options, reporter) | {"notes": [*form.notes]}
+        return write_vit_nemo(form.source, target, options, reporter, notes=form.notes)
+    if source.arch.generation == 1:
+        reporter.say("Written as NeMo 1.23 reads it; --to nemo2 is for NeMo 2.0 and later.")
     return write_vit_nemo(source, target, options, reporter)
 
 

@@ -73,9 +73,17 @@ class _Job:
 
 
 def write_vit_nemo(
-    source: VitSource, target: Path, options: WriteOptions, reporter: Reporter, *, tp: int = 1
+    source: VitSource,
+    target: Path,
+    options: WriteOptions,
+    reporter: Reporter,
+    *,
+    tp: int = 1,
+    notes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Write ``source`` as a ``.nemo`` for ``tp`` ranks; return the report, kept beside it too.
+
+    ``notes`` are what the report says of how the source's form was changed.
 
     Raises:
         ConfigError: when the model cannot be cut for so many ranks; the sizes that fit are named.
@@ -94,7 +102,7 @@ def write_vit_nemo(
                 _verify(job, stage, bar.advance)
         size = stage.stat().st_size
     report = report_of(source, target, options, began)
-    report |= {"bytes": size, "tensors": job.account.rows}
+    report |= {"bytes": size, "notes": list(notes), "tensors": job.account.rows}
     write_report(target.with_name(f"{target.name}.{REPORT_NAME}"), report)
     return report
 

@@ -79,9 +79,9 @@ def test_without_the_original_config_the_fields_follow_from_nemos(tmp_path, quie
 
 def test_nemo_2_gets_a_convolution_without_bias(tmp_path, quiet):
     folder = save_hf(tmp_path / "hf")
-    report = convert_vit(
-        open_checkpoint(folder), tmp_path / "m.nemo", WriteOptions(), quiet, "nemo2"
-    )
+    command = ["convert", str(folder), "-o", str(tmp_path / "m.nemo"), "--to", "nemo2"]
+    assert app.run(command) == 0
+    report = json.loads((tmp_path / "m.nemo.conversion.json").read_text())
     assert "not bit for bit" in report["notes"][0]
     written = open_checkpoint(tmp_path / "m.nemo")
     assert written.arch.generation == 2
