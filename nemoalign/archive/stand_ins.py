@@ -233,6 +233,7 @@ _INERT_NAMES: dict[str, set[str]] = {
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+    "signal": {"Signals"},
     "torch": {"device", "strided", "contiguous_format", "preserve_format", "Tensor"},
     "torch.serialization": {"_get_layout"},
     "typing": {"Any", "Optional", "Union"},

@@ -194,8 +194,9 @@ def _configuration(
             return _unwrapped(parsed), str(file)
     raise SourceError(
         f"{where} does not say what model it is: it holds no hyper_parameters, and there is no "
-        f"{HPARAMS_NAME} in {', '.join(map(str, places))}. Put the run's {HPARAMS_NAME} there; of an "
-        "unpacked .nemo give the folder that holds model_config.yaml."
+        f"{HPARAMS_NAME} in {', '.join(map(str, places))}. Put the run's {HPARAMS_NAME} there, or "
+        "put these weights as model_weights/ into a folder with a model_config.yaml; of an unpacked "
+        ".nemo give the folder that holds it."
     )
 
 

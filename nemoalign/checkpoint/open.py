@@ -15,11 +15,13 @@ from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
 from nemoalign.checkpoint.lightning import open_lightning, open_run
 from nemoalign.checkpoint.lightning_files import (
     CHECKPOINTS,
+    Saved,
     is_distributed,
     newest,
     saved_at,
     saved_names,
 )
+from nemoalign.checkpoint.megatron_lm import last_iteration, open_megatron_lm, read_arguments
 from nemoalign.checkpoint.nemo2_source import is_nemo2, open_nemo2
 from nemoalign.checkpoint.nemo_source import (
     CONFIG_NAME,
@@ -75,14 +77,22 @@ def _open(found: Path, folder: Path | None, base: Source | None) -> Source | Vit
         return _open_nemo(open_container(home), "nemo directory", folder)
     saved = saved_at(found)
     if saved is not None:
-        run = open_run(saved)
-        return (open_vit_run if is_vit(run.config) else open_lightning)(run, folder)
+        return _open_saved(saved, folder)
     if found.is_file():
         return _open_nemo(open_container(found), "nemo", folder)
     container = open_container(found)
     if is_peft(container.members):
         return open_peft(container, base or _peft_base(container))
     return _open_hf(container, folder)
+
+
+def _open_saved(saved: Saved, folder: Path | None) -> Source | VitSource:
+    container = open_container(saved.path) if saved.path.is_dir() else None
+    arguments = None if container is None else read_arguments(container)
+    if container is not None and arguments is not None:
+        return open_megatron_lm(container, arguments, folder)
+    run = open_run(saved)
+    return (open_vit_run if is_vit(run.config) else open_lightning)(run, folder)
 
 
 def _open_nemo(container: Container, kind: str, folder: Path | None = None) -> Source | VitSource:
@@ -121,6 +131,9 @@ def _find(folder: Path) -> Path:
         return folder
     if rank_of(folder.name) is not None:
         return _find(folder.parent)
+    last = last_iteration(folder)
+    if last is not None:
+        return last
     _refuse_other_folders(folder)
     home = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
     final = sorted(folder.glob("megatron_gpt_*.nemo")) or sorted(home.glob("*.nemo"))
