@@ -52,11 +52,15 @@ class _Chunk:
 class DistWriter:
     """Takes chunks of tensors in any order and writes the index last.
 
-    A context manager: a clean exit is ``close``. Meanwhile the sink takes no other member.
+    A context manager: a clean exit is ``close``. Meanwhile the sink takes no other member. ``common``
+    is the content of ``common.pt``, an empty dictionary unless given.
     """
 
-    def __init__(self, sink: Sink, prefix: str = "model_weights/") -> None:
+    def __init__(
+        self, sink: Sink, prefix: str = "model_weights/", *, common: bytes | None = None
+    ) -> None:
         self._sink = sink
+        self._common = common
         self._prefix = prefix
         self._tensors: dict[str, _Tensor] = {}
         if prefix:
@@ -114,7 +118,10 @@ class DistWriter:
         self._data_context.__exit__(None, None, None)
         self._sink.add_bytes(self._prefix + INDEX_NAME, encode_index(self._tensors))
         with self._sink.member(self._prefix + "common.pt") as member:
-            write_empty(member.write)
+            if self._common is None:
+                write_empty(member.write)
+            else:
+                member.write(self._common)
         self._sink.add_bytes(self._prefix + "metadata.json", json.dumps(FORMAT).encode())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemoalign.archive.dist import DistStore
@@ -13,6 +13,7 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.sink import Sink
 from nemoalign.checkpoint.adapter import MergedStore
 from nemoalign.checkpoint.cut import WHOLE, Cut
+from nemoalign.checkpoint.optimizer import STATE, OptimizerState
 from nemoalign.checkpoint.shards import Shards
 from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
 from nemoalign.checkpoint.stores import MappedStore
@@ -27,22 +28,37 @@ from nemoalign.weights.tensors import split_of
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is written and how: the chunks follow ``cut``, the keys begin with ``prefix``."""
+    """What is written and how: the chunks follow ``cut``, the keys begin with ``prefix``.
+
+    ``slot`` goes before both names and keys when ``source`` is a part of the optimizer's state.
+    """
 
     source: Source
     options: WriteOptions
     account: Account
     cut: Cut = WHOLE
     prefix: str = PREFIX
+    slot: str = ""
+    optimizer: OptimizerState | None = None
+
+    def parts(self) -> list[Job]:
+        """Return the job for the weights, and one for every slot of the optimizer."""
+        slots = self.optimizer.slots if self.optimizer else {}
+        return [self] + [
+            replace(self, source=replace(self.source, weights=store), slot=f"{STATE}{slot}.")
+            for slot, store in slots.items()
+        ]
 
 
 def write_weights(sink: Sink, folder: str, job: Job, advance: Any) -> Mapping[ChunkId, int]:
     """Write all tensors into a folder of ``sink`` and return the checksum of every chunk."""
-    with DistWriter(sink, f"{folder}/") as writer:
-        shards = Shards(job.source, job.cut.tp)
-        for name in job.cut.in_order(job.source.weights.tensors):
-            _write_tensor(writer, name, job, shards)
-            advance(job.account.rows[-1].pop("bytes"))
+    common = job.optimizer.common if job.optimizer else None
+    with DistWriter(sink, f"{folder}/", common=common) as writer:
+        for part in job.parts():
+            shards = Shards(part.source, part.cut.tp)
+            for name in part.cut.in_order(shards.tensors):
+                _write_tensor(writer, name, part, shards)
+                advance(job.account.rows[-1].pop("bytes"))
     return writer.checksums
 
 
@@ -51,7 +67,7 @@ def _write_tensor(writer: DistWriter, name: str, job: Job, shards: Shards) -> No
     info = shards.tensors[name]
     written = options.written_dtype(info.dtype)
     stacked, at = stacked_key(spelled(name, source.arch))
-    key = job.prefix + stacked.removeprefix(PREFIX)
+    key = job.slot + job.prefix + stacked.removeprefix(PREFIX)
     stack = (source.arch.num_layers, source.arch.num_moe_experts or 0)[: len(at)]
     size = 0
     for offsets, part in _chunks(source, name, shards):
@@ -59,7 +75,7 @@ def _write_tensor(writer: DistWriter, name: str, job: Job, shards: Shards) -> No
         size += array.nbytes
         chunk = array.reshape((1,) * len(at) + array.shape)
         writer.add(key, (*stack, *info.shape), (*at, *offsets), chunk, written)
-    job.account.record(name, {key: info.shape}, written)
+    job.account.record(job.slot + name, {key: info.shape}, written)
     job.account.rows[-1] |= {"at": list(at), "bytes": size}
     if isinstance(source.weights, MappedStore):
         job.account.rows[-1]["hf"] = list(source.weights.hf_names(name))

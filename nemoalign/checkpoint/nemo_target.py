@@ -23,7 +23,9 @@ from nemoalign.checkpoint.dist_target import (
 from nemoalign.checkpoint.layouts import WEIGHTS_FOLDER
 from nemoalign.checkpoint.nemo_members import settings_for, write_members
 from nemoalign.checkpoint.nemo_source import MANIFEST_NAME, open_nemo
+from nemoalign.checkpoint.optimizer import OptimizerState
 from nemoalign.checkpoint.source import Source
+from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
 from nemoalign.checkpoint.writing import (
     REPORT_NAME,
     Account,
@@ -38,7 +40,12 @@ from nemoalign.log import Reporter
 
 
 def write_nemo(
-    source: Source, target: Path, options: WriteOptions, reporter: Reporter, cut: Cut = WHOLE
+    source: Source,
+    target: Path,
+    options: WriteOptions,
+    reporter: Reporter,
+    cut: Cut = WHOLE,
+    optimizer: OptimizerState | None = None,
 ) -> dict[str, Any]:
     """Write ``source`` as a ``.nemo`` file and return the report, which is also kept beside it.
 
@@ -50,11 +57,11 @@ def write_nemo(
     """
     began = time.perf_counter()
     check_copies(source)
-    account = Account(list(source.weights.tensors))
-    total = total_bytes(source, options)
+    account = Account([*source.weights.tensors, *(optimizer.names if optimizer else ())])
+    job = Job(source=source, options=options, account=account, cut=cut, optimizer=optimizer)
+    total = sum(total_bytes(part.source, options) for part in job.parts())
     with staging(target, total) as stage:
         with reporter.progress(f"Writing {target.name}", total, "bytes") as bar:
-            job = Job(source=source, options=options, account=account, cut=cut)
             sums = _write_archive(job, stage, bar.advance)
         account.close()
         if options.verify != "none":
@@ -72,6 +79,8 @@ def _write_archive(job: Job, stage: Path, advance: Any) -> Mapping[ChunkId, int]
     """Write all members and return the checksum of every chunk."""
     with TarWriter(stage) as tar:
         write_members(tar, job.source, settings_for(job.source, job.options, job.cut))
+        for name, region in (job.optimizer.files if job.optimizer else {}).items():
+            tar.add_bytes(name, region.read(MAX_FILE_BYTES))
         sums = write_weights(tar, WEIGHTS_FOLDER, job, advance)
         tar.add_bytes(MANIFEST_NAME, manifest_of(sums))
     return sums

@@ -9,6 +9,7 @@ from typing import Any
 from nemoalign.checkpoint.cut import Cut, cut_for
 from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_checkpoint
+from nemoalign.checkpoint.optimizer import optimizer_of
 from nemoalign.checkpoint.rank_target import write_ranks
 from nemoalign.checkpoint.shards import all_tensors
 from nemoalign.checkpoint.source import Source
@@ -16,7 +17,7 @@ from nemoalign.checkpoint.stores import JoinedStore
 from nemoalign.checkpoint.vit import reshard_vit
 from nemoalign.checkpoint.vit_source import VitSource
 from nemoalign.checkpoint.writing import WriteOptions, check_target
-from nemoalign.errors import ConfigError
+from nemoalign.errors import ConfigError, ContentError
 from nemoalign.log import Reporter
 from nemoalign.weights.spelling import Spelling, layers_of, spelling_of
 
@@ -33,6 +34,7 @@ class ReshardOptions:
     ep: int = 1
     vp: int | None = None
     format: str = "auto"
+    with_optimizer: bool = False
     verify: str = "hash"
     overwrite: bool = False
 
@@ -59,12 +61,15 @@ def reshard(
     for warning in opened.warnings:
         reporter.warn(warning)
     if isinstance(opened, VitSource):
+        if options.with_optimizer:
+            raise ContentError(f"{opened.path} is a ViT, whose optimizer is not carried along.")
         return reshard_vit(opened, target, options, reporter)
     cut = cut_for(opened, tp=options.tp, pp=options.pp, ep=options.ep, vp=options.vp)
     everything = replace(opened, weights=all_tensors(opened))
     if _format(opened, options) == "dist":
-        return write_nemo(everything, target, writing, reporter, cut)
-    _check_ranks(cut)
+        optimizer = optimizer_of(opened) if options.with_optimizer else None
+        return write_nemo(everything, target, writing, reporter, cut, optimizer)
+    _check_ranks(cut, options)
     return write_ranks(everything, target, cut, _spelling(opened), reporter, options.verify)
 
 
@@ -72,6 +77,8 @@ def _format(source: Source, options: ReshardOptions) -> str:
     """Return the form to write; an adapter alone is always ranks, since NeMo reads no other."""
     if options.format != "auto":
         return options.format
+    if options.with_optimizer:
+        return "dist"
     if source.is_adapter_only or isinstance(source.weights, JoinedStore):
         return "ranks"
     return "dist"
@@ -85,8 +92,13 @@ def _spelling(source: Source) -> Spelling:
     return Spelling(layers_of(source.arch, fused=bool(source.config.get("transformer_engine"))))
 
 
-def _check_ranks(cut: Cut) -> None:
-    """Refuse what the names of rank files have no room for."""
+def _check_ranks(cut: Cut, options: ReshardOptions) -> None:
+    """Refuse what rank files have no room for."""
+    if options.with_optimizer:
+        raise ConfigError(
+            "--with-optimizer does not go with --format ranks: rank files of a .nemo hold weights "
+            "alone. Use --format dist."
+        )
     if cut.vp is not None:
         raise ConfigError(
             f"--vp {cut.vp} does not go with --format ranks: NeMo keeps the chunks of an interleaved "

@@ -36,6 +36,12 @@ class ReshardFlags(OutputFlags):
         shown="the source's",
         panel=TARGET,
     )
+    with_optimizer: bool = setting(
+        False,
+        "Carry the optimizer's state of a training checkpoint along.",
+        flag="--with-optimizer",
+        panel=TARGET,
+    )
 
 
 def reshard(typed: Mapping[str, Any]) -> None:
@@ -52,6 +58,7 @@ def reshard(typed: Mapping[str, Any]) -> None:
         ep=known.ep,
         vp=known.vp,
         format=known.format,
+        with_optimizer=known.with_optimizer,
         verify=known.verify,
         overwrite=known.overwrite,
     )

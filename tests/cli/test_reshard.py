@@ -37,6 +37,7 @@ def test_json_prints_the_whole_report(tmp_path):
         ([], 2, "--tp"),
         (["--tp", "none"], 2, "--tp"),
         (["--tp", "2", "--pp", "2", "--vp", "2"], 2, "--format dist"),
+        (["--tp", "2", "--with-optimizer"], 4, "has no optimizer state"),
     ],
 )
 def test_mistakes_have_a_code_and_say_what_to_type(words, code, says, tmp_path):
