@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Job:
     slot: str = ""
     optimizer: OptimizerState | None = None
 
-    def parts(self) -> list[Job]:
+    def parts(self) -> Sequence[Job]:
         """Return the job for the weights, and one for every slot of the optimizer."""
         slots = self.optimizer.slots if self.optimizer else {}
         return [self] + [
