@@ -202,12 +202,12 @@ class Absent:
         return False
 
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Refuse: nothing is made of no parts; whoever knows the shape makes the zeros."""
-        raise NotImplementedError
+        """Fail: nothing is made of no parts; whoever knows the shape makes the zeros."""
+        raise AssertionError("a tensor that Hugging Face lacks has no parts")
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
-        """Refuse, as ``runs`` does."""
-        raise NotImplementedError
+        """Fail, as ``runs`` does."""
+        return self.runs(parts, arch)[0]
 
     def to_hf(self, array: Array, arch: Architecture, vocab_size: int) -> tuple[Array, ...]:
         """Return nothing."""
