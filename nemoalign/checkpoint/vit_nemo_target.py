@@ -23,6 +23,7 @@ from nemoalign.checkpoint.cut import Cut
 from nemoalign.checkpoint.nemo_config import PRECISIONS
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME
 from nemoalign.checkpoint.rank_target import member_name
+from nemoalign.checkpoint.settings import section
 from nemoalign.checkpoint.vit_nemo_config import vit_provenance
 from nemoalign.checkpoint.vit_ranks import open_vit
 from nemoalign.checkpoint.vit_source import VitSource
@@ -169,7 +170,7 @@ def _config(job: _Job) -> dict[str, Any]:
     if written != main or "precision" not in config:
         config["precision"] = PRECISIONS.get(written, 32)
     ours = vit_provenance(source.family) | {"dtype": written}
-    return config | {"nemoalign": (config.get("nemoalign") or {}) | ours}
+    return config | {"nemoalign": {**section(config, "nemoalign"), **ours}}
 
 
 def _manifest(sums: Mapping[TensorId, int]) -> bytes:

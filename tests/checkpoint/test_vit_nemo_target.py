@@ -138,6 +138,12 @@ def test_what_came_from_hugging_face_keeps_its_files(tmp_path, quiet):
     assert config_of(target)["nemoalign"]["original_dtype"] == "float32"
 
 
+def test_settings_of_ours_may_hold_anything(tmp_path, quiet):
+    source = open_checkpoint(save_nemo(tmp_path / "m.nemo", fixture_state(), nemoalign="text"))
+    write_vit_nemo(source, tmp_path / "out.nemo", WriteOptions(), quiet)
+    assert config_of(tmp_path / "out.nemo")["nemoalign"]["family"] == "vit"
+
+
 def test_a_size_that_cuts_a_head_is_refused(tmp_path, quiet):
     with pytest.raises(ConfigError, match="use --tp 1, 2 or 4"):
         write_vit_nemo(open_checkpoint(NEMO_VIT), tmp_path / "m.nemo", WriteOptions(), quiet, tp=3)
