@@ -47,5 +47,9 @@ class Pages:
         start = missing[0] * self._page
         end = min((missing[-1] + 1) * self._page, self._size)
         data = self._fetch(start, end - start)
+        self.remember(start, data)
+
+    def remember(self, start: int, data: bytes) -> None:
+        """Keep whole pages that were fetched already; ``start`` is where a page begins."""
         for at in range(0, len(data), self._page):
             self._pages[(start + at) // self._page] = data[at : at + self._page]

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from nemoalign.archive.files import Container, open_container
+from nemoalign.archive.urls import UrlPath, is_url
 from nemoalign.checkpoint.adapter import find_base
 from nemoalign.checkpoint.hf_source import open_hf
 from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
@@ -74,12 +75,12 @@ def _open(found: Path, folder: Path | None, base: Source | None) -> Source | Vit
         return open_nemo2(open_container(found), folder)
     home = _holder(found)
     if home is not None:
-        return _open_nemo(open_container(home), "nemo directory", folder)
+        return open_archive(open_container(home), "nemo directory", folder)
     saved = saved_at(found)
     if saved is not None:
         return _open_saved(saved, folder)
     if found.is_file():
-        return _open_nemo(open_container(found), "nemo", folder)
+        return open_archive(open_container(found), "nemo", folder)
     container = open_container(found)
     if is_peft(container.members):
         return open_peft(container, base or _peft_base(container))
@@ -95,7 +96,8 @@ def _open_saved(saved: Saved, folder: Path | None) -> Source | VitSource:
     return (open_vit_run if is_vit(run.config) else open_lightning)(run, folder)
 
 
-def _open_nemo(container: Container, kind: str, folder: Path | None = None) -> Source | VitSource:
+def open_archive(container: Container, kind: str, folder: Path | None = None) -> Source | VitSource:
+    """Return the checkpoint in an opened NeMo archive or unpacked directory."""
     _, config = read_configs(container)
     return (open_vit if is_vit(config) else open_nemo)(container, kind, folder)
 
@@ -206,6 +208,11 @@ def _refuse_other_folders(folder: Path) -> None:
 
 def _missing(path: Path) -> str:
     text = f"{path} does not exist."
+    if is_url(str(path)):
+        return (
+            f"{UrlPath(path)} is an address: only plain nemoalign inspect reads a file where it "
+            "is. Download it first, for example with curl -LO, and give the file."
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         return f"{text} If it names a model on the Hugging Face hub, fetch it first: hf download {path}"
     return f"{text} Check the path, seen from {Path.cwd()}."

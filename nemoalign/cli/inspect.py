@@ -13,6 +13,7 @@ from nemoalign.cli.spec import CommandSpec, Talk
 from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
+    from nemoalign.checkpoint.remote import Remote
     from nemoalign.checkpoint.source import Source
     from nemoalign.checkpoint.vit_source import VitSource
 
@@ -94,11 +95,13 @@ def inspect(typed: Mapping[str, Any]) -> int:
             return trust.diff(typed["source"], str(known.diff), known)
         return trust.check(typed["source"], known)
 
+    from nemoalign.archive.urls import is_url
     from nemoalign.checkpoint import inspect as room
     from nemoalign.checkpoint.open import open_checkpoint
     from nemoalign.cli import show
 
-    source = open_checkpoint(typed["source"])
+    remote = _connect(typed["source"]) if is_url(typed["source"]) else None
+    source = remote.source if remote else open_checkpoint(typed["source"])
     if known.key is not None:
         value = room.find_value(source, known.key)
         show.document(value) if known.json else show.emit(_raw(value))
@@ -108,8 +111,17 @@ def inspect(typed: Mapping[str, Any]) -> int:
     elif known.tensors is not None:
         _show_tensors(room.list_tensors(source, known.tensors), as_json=known.json)
     else:
-        _show_report(source, room.inspect_source(source), as_json=known.json)
+        size = {"size_bytes": remote.file.size} if remote else {}
+        _show_report(source, room.inspect_source(source) | size, as_json=known.json)
+    if remote:
+        show.make_reporter(quiet=known.quiet).say(remote.told())
     return 0
+
+
+def _connect(url: str) -> Remote:
+    from nemoalign.checkpoint.remote import open_remote
+
+    return open_remote(url)
 
 
 def _raw(value: Any) -> str:
