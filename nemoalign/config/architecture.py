@@ -14,7 +14,8 @@ from typing import Any, cast
 from nemoalign.errors import ContentError
 
 FALCON = "megatron_falcon_gpt"
-OWN_LAYERS = (FALCON, "megatron_gemma2")
+GEMMA2 = "megatron_gemma2"
+OWN_LAYERS = (FALCON, GEMMA2)
 Fields = Mapping[str, Any]
 GATED = ("geglu", "fast-geglu", "swiglu", "fast-swiglu", "reglu", "fast-reglu")
 
@@ -72,6 +73,9 @@ class Architecture:
     """NeMo's name of a layer that is not megatron-core's own."""
     new_decoder_architecture: bool = False
     parallel_attention: bool = False
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    query_pre_attn_scalar: float | None = None
     num_attributes: int = 0
     """Outputs of a reward head; 0 without one. The tensors tell, not model_config.yaml."""
 
@@ -147,6 +151,11 @@ class Architecture:
     def heads_fill_hidden(self) -> bool:
         """True when the heads together are as wide as the model."""
         return self.num_attention_heads * self.head_dim == self.hidden_size
+
+    @property
+    def has_post_norms(self) -> bool:
+        """True when the outputs of attention and MLP are normalised before they are added."""
+        return self.name == GEMMA2
 
     @property
     def has_experts(self) -> bool:

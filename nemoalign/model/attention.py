@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,7 +36,10 @@ class CoreAttention(nn.Module):
         dropout = options.get("attention_dropout")
         self.dropout = config.attention_dropout if dropout is None else dropout
         self.scale = options.get("softmax_scale")
-        self.window = config.window_size[0] if config.window_size else None
+        self.softcap: float | None = vars(config).get("attn_logit_softcapping")
+        skipped: Any = config.window_attn_skip_freq
+        has_window = is_layer_window_attention(config.window_size, skipped, layer_number)
+        self.window = config.window_size[0] if config.window_size and has_window else None
 
     def forward(
         self,
@@ -68,6 +72,8 @@ class CoreAttention(nn.Module):
         dtype = query.dtype
         if dtype is torch.bfloat16 and query.device.type == "cpu" and lacks_bf16_products():
             query, key, value = query.float(), key.float(), value.float()
+        if self.softcap:
+            return self._attend_capped(query, key, value, visible, is_causal).to(dtype)
         with self._dropout_stream():
             context = functional.scaled_dot_product_attention(
                 query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
@@ -80,6 +86,25 @@ class CoreAttention(nn.Module):
                 enable_gqa=query.shape[2] != key.shape[2],
             )
         return context.to(dtype)
+
+    def _attend_capped(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Return the context [b, heads, s_q, d] of scores that tanh keeps below the cap."""
+        assert self.softcap, "the caller asks only for capped scores"
+        heads = query.shape[2] // key.shape[2]
+        keys, values = (t.permute(1, 2, 0, 3).repeat_interleave(heads, 1) for t in (key, value))
+        scale = self.scale or query.shape[-1] ** -0.5
+        scores = query.permute(1, 2, 0, 3) @ keys.transpose(-1, -2) * scale  # [b, n, s_q, s_k]
+        scores = self.softcap * torch.tanh(scores / self.softcap)
+        if is_causal:
+            visible = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+        if visible is not None:
+            scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+        with self._dropout_stream():
+            weights = functional.dropout(weights, self.dropout, self.training)
+        return weights @ values
 
     def _dropout_stream(self) -> Any:
         """Return the stream to drop from: tp ranks hold different heads, so it differs between them.

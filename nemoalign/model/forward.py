@@ -60,8 +60,20 @@ def _call(model: nn.Module, batch: LabelledBatch, labels: Tensor | None) -> Tens
         functional.pad(batch.position_ids, (0, missing)),
         _padded_mask(getattr(batch, "attention_mask", None), missing),
         labels=None if labels is None else functional.pad(labels, (0, missing), value=-100),
+        padding_mask=_unlearned(unwrapped, labels, missing),
     )
     return output[:, :length] if missing and unwrapped.post_process else output
+
+
+def _unlearned(model: LabelGPT, labels: Tensor | None, missing: int) -> Tensor | None:
+    """Return the positions whose routing counts in no balancing loss: those without a label.
+
+    A router weighs its own loss by the tokens it counts, and the learner divides by the tokens with
+    a label; so both count the same.
+    """
+    if labels is None or not model.config.num_moe_experts:
+        return None
+    return functional.pad(labels, (0, missing), value=-100) < 0
 
 
 def _padded_mask(mask: Tensor | None, missing: int) -> Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
@@ -42,7 +43,7 @@ class LabelGPT(GPTModel):
                 hidden_states, tensor_parallel_output_grad=True, group=self.pg_collection.tp
             )
         if labels is None:
-            return super()._postprocess(hidden_states, *args, labels=None, **kwargs)
+            return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
         return self._label_logprobs(hidden_states, labels)
 
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +62,15 @@ class LabelGPT(GPTModel):
         logits, _ = self.output_layer(chosen.unsqueeze(1), weight=weight)  # [rows, 1, v/tp]
         # squeeze, not [:, 0]: the gradient of an index is a second, zeroed tensor of that size.
         logprobs = vocab_parallel_logprobs(
-            logits.squeeze(1), flat_labels[rows], self.real_vocab_size, reuse_logits=True
+            self._capped(logits).squeeze(1),
+            flat_labels[rows],
+            self.real_vocab_size,
+            reuse_logits=True,
         )
         spread = logprobs.new_zeros(len(flat_labels)).index_put((rows,), logprobs)
         return spread.view(labels.shape[1], labels.shape[0]).t().contiguous()
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        """Return logits that tanh keeps below the cap, where the model has one."""
+        cap: float | None = vars(self.config).get("final_logit_softcapping")
+        return cap * torch.tanh(logits / cap) if cap else logits

@@ -94,7 +94,8 @@ def _chunk_tensors(chunk: nn.Module, layout: ParallelLayout) -> Iterator[tuple[L
     assert isinstance(model, GPTModel), "build_model makes GPTModels"
     tied = model.share_embeddings_and_output_weights
     for name, parameter in model.named_parameters():
-        canonical = canonical_name(_with_global_layer(name, model))
+        has_experts = bool(model.config.num_moe_experts)
+        canonical = canonical_name(_with_global_layer(name, model), has_experts=has_experts)
         assert canonical is not None, f"{name} is a parameter"
         is_copy = tied and canonical == HEAD
         split = _split_of(parameter)

@@ -37,6 +37,7 @@ from torch.nn import functional
 
 from nemoalign.config.peft import Peft
 from nemoalign.errors import ConfigError
+from nemoalign.model.layers import refuse_adapter
 from nemoalign.parallel.state import model_parallel_stream
 
 InitMethod = Literal["xavier", "kaiming", "normal", "zero"]
@@ -127,6 +128,7 @@ def add_adapters(model: GPTModel, lora: LoraSettings, *, seed: int) -> None:
                 continue
             target = _TARGETS[name]
             parent = getattr(layer, target.parent)
+            refuse_adapter(name, getattr(parent, target.linear, None))
             generator = torch.Generator().manual_seed(
                 (seed * 1_000_003 + layer.layer_number) * len(_TARGETS) + index
             )

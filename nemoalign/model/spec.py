@@ -11,7 +11,6 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -19,8 +18,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from nemoalign.config.architecture import FALCON, Architecture
 from nemoalign.errors import ContentError
-from nemoalign.model.activation import Activation, activation_function
+from nemoalign.model.activation import activation_function
 from nemoalign.model.attention import CoreAttention
+from nemoalign.model.layers import NormedRowParallelLinear, mlp_spec
 from nemoalign.model.norm import Norm
 from nemoalign.parallel.device import Backend
 from nemoalign.parallel.layout import ParallelLayout
@@ -57,7 +57,9 @@ def refuse_unsupported(arch: Architecture) -> None:
         "transformer_block_type": arch.transformer_block_type != "pre_ln",
         "position_embedding_type": arch.position_embedding_type not in ("rope", "learned_absolute"),
         "normalization": arch.normalization.lower() not in _NORMALIZATIONS,
-        "num_moe_experts": arch.num_moe_experts is not None,
+        "moe_token_dropping": arch.moe_token_dropping,
+        "moe_router_load_balancing_type": arch.has_experts
+        and arch.moe_router_load_balancing_type not in ("aux_loss", "none"),
         "window_size": arch.window_size is not None and arch.window_size[1] != 0,
     }
     for name, is_refused in refused.items():
@@ -99,17 +101,25 @@ def transformer_config(
         sequence_parallel=layout.splits_sequence,
         # Only this dispatcher goes with rows of varying length; without experts it is never built.
         moe_token_dispatcher_type="alltoall",
+        expert_model_parallel_size=layout.ep,
+        # Losses are sums over tokens; the router scales its own loss so when it is built.
+        calculate_per_token_loss=True,
         **pipeline_options(layout),
-        **_recompute_options(settings),
+        **_expert_options(arch),
+        **_recompute_options(settings, arch),
     )
     # The spec's own activation module is used; its constructor check knows TE's functions only.
     config.use_te_activation_func = True
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    vars(config).update({name: getattr(arch, name) for name in caps})
+    vars(config)["has_post_norms"] = arch.has_post_norms
     return config
 
 
 def _architecture_options(arch: Architecture) -> dict[str, Any]:
     """Return megatron-core's fields that a checkpoint fixes."""
     normalization, stored_minus_one = _NORMALIZATIONS[arch.normalization.lower()]
+    scalar = arch.query_pre_attn_scalar
     return {
         "num_layers": arch.num_layers,
         "hidden_size": arch.hidden_size,
@@ -127,10 +137,28 @@ def _architecture_options(arch: Architecture) -> dict[str, Any]:
         "qk_layernorm": arch.qk_layernorm,
         "rotary_interleaved": arch.rotary_interleaved,
         "window_size": arch.window_size,
+        # Of Gemma 2, every second layer sees everything.
+        "window_attn_skip_freq": 2 if arch.has_post_norms else None,
+        "softmax_scale": scalar**-0.5 if scalar else None,
     }
 
 
-def _recompute_options(settings: ModelSettings) -> dict[str, Any]:
+def _expert_options(arch: Architecture) -> dict[str, Any]:
+    if not arch.has_experts:
+        return {}
+    return {
+        "num_moe_experts": arch.num_moe_experts,
+        "moe_router_topk": arch.moe_router_topk,
+        "moe_ffn_hidden_size": arch.expert_width,
+        "moe_router_pre_softmax": arch.moe_router_pre_softmax,
+        "moe_router_load_balancing_type": arch.moe_router_load_balancing_type,
+        "moe_aux_loss_coeff": arch.moe_aux_loss_coeff,
+        "moe_z_loss_coeff": arch.moe_z_loss_coeff,
+        "moe_input_jitter_eps": arch.moe_input_jitter_eps or None,
+    }
+
+
+def _recompute_options(settings: ModelSettings, arch: Architecture) -> dict[str, Any]:
     if settings.recompute == "full":
         return {
             "recompute_granularity": "full",
@@ -139,16 +167,22 @@ def _recompute_options(settings: ModelSettings) -> dict[str, Any]:
         }
     if settings.recompute == "selective":
         # Attention keeps no scores, so the MLP's wide activations are what is worth recomputing.
-        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+        wide = "moe" if arch.has_experts else "mlp"
+        return {"recompute_granularity": "selective", "recompute_modules": [wide]}
     return {}
 
 
 def decoder_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
     """Return ``num_layers`` layers and a final norm: megatron-core's local spec, our norm and attention.
 
-    The key map makes ``sharded_state_dict`` spell norms as Transformer Engine does.
+    The key map makes ``sharded_state_dict`` spell norms as Transformer Engine does, which fuses none
+    with experts.
     """
     head_norm = Norm if config.qk_layernorm else IdentityOp
+    row_linear = NormedRowParallelLinear if vars(config)["has_post_norms"] else RowParallelLinear
+    keys = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not config.num_moe_experts:
+        keys["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     # megatron-core calls it as a class is called; its annotation does not say so.
     bias_dropout_add: Any = get_bias_dropout_add
     layer = ModuleSpec(
@@ -161,26 +195,16 @@ def decoder_spec(config: TransformerConfig, num_layers: int) -> TransformerBlock
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
                     core_attention=CoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row_linear,
                     q_layernorm=head_norm,
                     k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear,
-                    linear_fc2=RowParallelLinear,
-                    activation_func=Activation,
-                ),
-            ),
+            mlp=mlp_spec(config, row_linear),
             mlp_bda=bias_dropout_add,
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=keys,
         ),
     )
     norm: Any = Norm

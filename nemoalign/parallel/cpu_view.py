@@ -102,7 +102,9 @@ class _NoStream:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name in ("query", "elapsed_time"):
             return lambda *args: 0.0 if name == "elapsed_time" else True
-        if name in ("record", "wait", "synchronize", "wait_event", "wait_stream", "record_event"):
+        if name == "record_event":
+            return lambda *args: _NoStream()
+        if name in ("record", "wait", "synchronize", "wait_event", "wait_stream"):
             return lambda *args: None
         raise AttributeError(name)
 

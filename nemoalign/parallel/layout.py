@@ -149,6 +149,11 @@ class ParallelLayout:
                 f"--cp {self.cp}: context parallelism is not offered; use --cp 1, and --tp with "
                 "--sequence-parallel for long sequences."
             )
+        if arch.has_experts and self.tp > 1 and not self.sequence_parallel:
+            raise ConfigError(
+                f"This checkpoint has experts, which megatron-core trains over --tp {self.tp} only "
+                "together with --sequence-parallel; add it."
+            )
         if self.ep > 1:
             experts = arch.num_moe_experts or "no"
             raise ConfigError(

@@ -237,7 +237,7 @@ def test_logits_are_those_of_transformers(family):
         ("position_embedding_type", "alibi"),
         ("normalization", "scalenorm"),
         ("activation", "mish"),
-        ("num_moe_experts", 8),
+        ("moe_token_dropping", True),
         ("window_size", (4, 4)),
     ],
 )
