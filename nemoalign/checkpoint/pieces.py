@@ -90,7 +90,8 @@ def pieces_of(container: Container) -> Iterator[Piece]:
         elif (
             name.endswith(TORCH_SUFFIXES) and region.bytes(0, min(4, region.size)) == b"PK\x03\x04"
         ):
-            yield from _torch_pieces(name, TorchFile(region, f"{container.path}: {name}"))
+            torch_file = TorchFile(region, f"{container.path}: {name}")
+            yield from _torch_pieces(name, torch_file, manifest=_file_sums(container, name))
 
 
 def _dist_pieces(container: Container, folder: str) -> Iterator[Piece]:
@@ -105,7 +106,8 @@ def _dist_pieces(container: Container, folder: str) -> Iterator[Piece]:
             file = f"{folder}/{files[at]}".lstrip("/")
             stated = manifest.pop((key, offsets), None)
             torch_file = TorchFile(record, f"{container.path}: {file}: {key}")
-            yield from _torch_pieces(file, torch_file, _chunk_name(key, offsets), stated)
+            sums = {} if stated is None else {"": stated}
+            yield from _torch_pieces(file, torch_file, _chunk_name(key, offsets), sums)
     for key, offsets in manifest:
         raise SourceError(
             f'{container.path} lacks "{_chunk_name(key, offsets)}", which its {MANIFEST_NAME} states.'
@@ -113,9 +115,14 @@ def _dist_pieces(container: Container, folder: str) -> Iterator[Piece]:
 
 
 def _torch_pieces(
-    file: str, torch_file: TorchFile, chunk: str = "", manifest: int | None = None
+    file: str, torch_file: TorchFile, chunk: str = "", manifest: Mapping[str, int] | None = None
 ) -> Iterator[Piece]:
+    """Yield the records of one torch file; ``manifest`` states sums by the tensor's name in it."""
+    stated = manifest or {}
     records = torch_file.records
+    lost = next((name for name in stated if name not in torch_file.refs), None)
+    if lost is not None:
+        raise SourceError(f'{torch_file.where} lacks "{lost}", which its {MANIFEST_NAME} states.')
     has_sums = any(crc for _, crc in records.values())
     names = {f"data/{ref.storage.key}": (name, ref) for name, ref in torch_file.refs.items()}
     for record, (region, crc) in records.items():
@@ -125,7 +132,7 @@ def _torch_pieces(
             what=chunk or canonical_name(name) or name,
             region=region,
             crc=crc if has_sums else None,
-            manifest=manifest if record.startswith("data/") else None,
+            manifest=stated.get(name) if ref else None,
             dtype=ref.info.dtype if ref else None,
         )
 
@@ -161,6 +168,15 @@ def read_manifest(container: Container) -> dict[tuple[str, tuple[int, ...]], int
             for chunk in chunks
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(container, MANIFEST_NAME, error) from error
+
+
+def _file_sums(container: Container, file: str) -> dict[str, int]:
+    """Return the CRC-32 of every tensor of a rank's file that the manifest of ours states."""
+    content = _json_member(container, MANIFEST_NAME)
+    try:
+        return {str(k): int(crc, 16) for k, crc in content.get("files", {}).get(file, {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
         raise _damaged(container, MANIFEST_NAME, error) from error
 
 

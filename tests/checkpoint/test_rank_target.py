@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 
 import pytest
 import torch
 
+from nemoalign.checkpoint.check import check
 from nemoalign.checkpoint.cut import Cut
 from nemoalign.checkpoint.rank_target import member_name
 from nemoalign.checkpoint.reshard import ReshardOptions, reshard
@@ -74,6 +77,24 @@ def test_the_names_of_local_norms_are_kept(tmp_path, quiet):
         ours, theirs = second[f"model.decoder.layers.0.{key}"], f"model.decoder.layers.2.{key}"
         assert torch.equal(ours, renamed[theirs])
     assert not any("layer_norm" in key for file in files.values() for key in file)
+
+
+def test_check_compares_every_file_with_the_manifest(tmp_path, quiet):
+    target = tmp_path / "m.nemo"
+    reshard(FIXTURES / "llama_tp2_ranks.nemo", target, ReshardOptions(tp=2), reporter=quiet)
+    found = check(target, quiet)
+    assert (found["intact"], found["manifest_sums"]) == (True, 54)
+    content = target.read_bytes()
+    weight = load_ranks(target)["mp_rank_01"]["model.decoder.final_layernorm.weight"]
+    at = content.rindex(weight.numpy().tobytes())
+    crc = struct.pack("<L", zlib.crc32(weight.numpy().tobytes()))
+    changed = bytearray(content)
+    changed[at] ^= 1
+    forged = struct.pack("<L", zlib.crc32(changed[at : at + weight.nbytes]))
+    # Both sums inside the zip agree with the change; only the manifest still tells.
+    target.write_bytes(bytes(changed).replace(crc, forged))
+    problems = check(target, quiet)["problems"]
+    assert any("manifest" in problem["problem"] for problem in problems)
 
 
 def test_bytes_that_change_after_writing_fail_the_reshard(tmp_path):

@@ -120,6 +120,22 @@ def test_gate_and_up_that_were_apart_stay_apart(go, tmp_path):
     assert all(torch.equal(back[key], tensor) for key, tensor in apart.items())
 
 
+def test_experts_of_two_expert_ranks_become_megatron_cores_rank_files(go):
+    """Written by megatron-core at EP2 as a directory, and at TP2 as the state of each rank."""
+    ours = load_ranks(go(FIXTURES / "mixtral_ep2_dist", 2, format="ranks"))
+    files = [FIXTURES / f"mixtral_tp2_ranks/mp_rank_0{n}/model_weights.ckpt" for n in range(2)]
+    theirs = [torch.load(path, weights_only=True) for path in files]
+    for mine, other in zip(ours.values(), theirs, strict=True):
+        assert mine.keys() == {key for key in other if "_extra_state" not in key}
+        for key, tensor in mine.items():
+            if not key.endswith(PADDED):
+                assert torch.equal(tensor, other[key]), key
+    for table in (f"model.{name}" for name in PADDED):  # NeMo's padding, which the other has not
+        whole = torch.cat([file[table] for file in ours.values()])
+        assert torch.equal(whole[:64], torch.cat([other[table] for other in theirs]))
+        assert not whole[64:].any()
+
+
 def unpack(archive, folder):
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
