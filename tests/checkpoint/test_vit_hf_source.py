@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from transformers import ViTConfig, ViTModel
 
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.vit_hf_source import is_hf_vit
 from nemoalign.errors import ContentError, ShapeError
 from tests.checkpoint.models import state_of
-from tests.checkpoint.vits import save_hf
+from tests.checkpoint.vits import save_hf, values_of
 
 ATTENTION = "vit.encoder.layer.1.attention.attention"
 
@@ -30,6 +31,16 @@ def test_query_key_and_value_are_packed_by_head(tmp_path):
     for part, name in enumerate(("query", "key", "value")):
         whole = state[f"{ATTENTION}.{name}.weight"].numpy().reshape(4, 8, 32)
         assert np.array_equal(packed[:, part], whole)
+
+
+def test_a_model_of_torch_files_is_the_same(tmp_path):
+    folder = save_hf(tmp_path / "hf")
+    before = values_of(folder)
+    torch.save(state_of(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    after = values_of(folder)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_missing_biases_of_attention_are_zeros(tmp_path):
