@@ -112,6 +112,24 @@ _PLAIN: Mapping[str, Any] = {
 """Settings of megatron-core that change a model and that NeMo's older form does not know: their plain value."""
 
 
+def check_stated(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse a tree that leaves out what its class then decides, since no class is ever run.
+
+    Raises:
+        ContentError: naming what is missing.
+    """
+    config = section(tree, "config")
+    names = (*(row.nemo2 for row in ROWS), "normalization", "activation_func", "gated_linear_unit")
+    missing = [name for name in names if name not in config]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise ContentError(
+            f"{where} states only what was given to {short_name(config) or 'its model'}, not the "
+            f"values of the class itself: it lacks {', '.join(missing[:4])}{more}. "
+            "context/model.yaml states them all: fetch that file as well."
+        )
+
+
 def nemo_fields(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the fields of ``model_config.yaml`` that a NeMo 2 model's tree states.
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from nemoalign.archive.dist import FORMAT_NAME
 from nemoalign.archive.files import Container, Region
+from nemoalign.checkpoint.hf_source import KEPT_FILES
 from nemoalign.checkpoint.layouts import dist_weights
-from nemoalign.checkpoint.nemo2_config import nemo2_fields, nemo_fields
+from nemoalign.checkpoint.nemo2_config import check_stated, nemo2_fields, nemo_fields
 from nemoalign.checkpoint.nemo2_context import (
     CONTEXT_FOLDER,
     IO_NAME,
@@ -59,6 +60,8 @@ def open_nemo2(container: Container, folder: Path | None = None) -> Source:
     where = str(container.path)
     context = _inside(container, CONTEXT_FOLDER, IO_NAME)
     tree, file = read_model_tree(context)
+    if file == IO_NAME:
+        check_stated(tree, f"{where}: {CONTEXT_FOLDER}/{file}")
     fields = nemo_fields(tree, f"{where}: {CONTEXT_FOLDER}/{file}")
     arch = read_architecture(fields, f"{where}: {CONTEXT_FOLDER}/{file}")
     weights = dist_weights(_inside(container, WEIGHTS_FOLDER, FORMAT_NAME), arch)
@@ -105,7 +108,7 @@ def _tokenizer(
     value = settings.get("pretrained_model_name")
     name = str((value.get("attr") if isinstance(value, Mapping) else value) or "")
     inside = context.under(name.removeprefix("./") or TOKENIZER_FOLDER).members
-    files = {f"{HF_FOLDER}{n}": region for n, region in inside.items() if "/" not in n}
+    files = {f"{HF_FOLDER}{n}": inside[n] for n in KEPT_FILES if n in inside}
     artifact = (text(settings, "model_path") or "").rpartition("/")[2]
     if artifact in context.members:
         named = {"library": "sentencepiece", "type": None, "model": f"nemo:{artifact}"}

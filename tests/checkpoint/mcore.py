@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -35,10 +36,10 @@ NEMO_CONFIG = {
 """The model as a ``.nemo`` describes it."""
 
 
-def as_unpacked_nemo(variant: str, folder: Path) -> Path:
+def as_unpacked_nemo(variant: str, folder: Path, **changes: Any) -> Path:
     """Put one variant of the weights into an unpacked NeMo archive."""
     folder.mkdir(parents=True)
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(NEMO_CONFIG))
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(NEMO_CONFIG | changes))
     shutil.copytree(MCORE / variant, folder / "model_weights")
     return folder
 

@@ -144,6 +144,18 @@ def test_every_key_layout_of_megatron_core_is_the_model_of_transformers(variant,
     assert_same_tensors(tmp_path / "hf", HF)
 
 
+def test_experts_under_keys_of_their_own_are_numbered_globally(tmp_path):
+    folder = as_unpacked_nemo("experts", tmp_path / "m", num_moe_experts=2)
+    weights = open_source(folder).weights
+    for layer, expert in ((0, 1), (1, 0)):
+        prefix = f"decoder.layers.{layer}.mlp.experts"
+        keys = [f"model.{prefix}.experts.{expert}.linear_fc1.weight_{half}" for half in "wv"]
+        halves = {key: torch.zeros(24, 16) for key in keys}
+        dcp.load(halves, checkpoint_id=MCORE / "experts", no_dist=True)
+        read = weights.read(f"{prefix}.local_experts.{expert}.linear_fc1.weight")
+        np.testing.assert_array_equal(read, np.concatenate([halves[key].numpy() for key in keys]))
+
+
 def test_norms_stacked_under_the_names_of_early_local_layers_are_found(tmp_path, quiet):
     """What NeMo 1.21 wrote without Transformer Engine."""
     folder = as_unpacked_nemo("stacked", tmp_path / "m")

@@ -14,7 +14,7 @@ from nemoalign.checkpoint.inspect import inspect
 from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import ContentError, SourceError
 from tests.checkpoint.mcore import HF, MCORE, NEMO2_CONFIG
-from tests.checkpoint.models import assert_same_tensors
+from tests.checkpoint.models import FIXTURES, assert_same_tensors
 
 
 @pytest.fixture
@@ -44,6 +44,25 @@ def test_it_is_inspected_with_its_tokenizer(nemo2):
     assert report["sizes"]["vocab"] == 40
     assert report["tokenizer"]["vocab"] == 40
     assert report["training"]["target"] == "nemo.collections.llm.gpt.model.llama.LlamaModel"
+
+
+def test_what_nemo_2_itself_wrote_describes_the_weights(tmp_path, quiet):
+    """A context of NeMo 2.3.2; its io.json alone leaves too much to its class."""
+    folder = tmp_path / "n2"
+    shutil.copytree(MCORE / "layers", folder / "weights")
+    shutil.copytree(FIXTURES / "nemo2_llama" / "context", folder / "context")
+    export(folder, tmp_path / "hf", reporter=quiet)
+    assert_same_tensors(tmp_path / "hf", HF)
+    assert open_source(folder).arch.rotary_base == 50000.0
+    (folder / "context" / "model.yaml").unlink()
+    with pytest.raises(ContentError, match="only what was given to LlamaConfig"):
+        open_source(folder)
+
+
+def test_of_the_tokenizers_folder_only_a_tokenizers_files_are_kept(nemo2):
+    assert (nemo2 / "context" / "nemo_tokenizer" / "model.safetensors").exists()
+    names = {"hf/config.json", "hf/generation_config.json", "hf/tokenizer.json"}
+    assert set(open_source(nemo2).files) == names
 
 
 @pytest.mark.parametrize("through_nemo", [False, True])

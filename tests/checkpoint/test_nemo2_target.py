@@ -32,7 +32,8 @@ def assert_same_weights(left, right):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama.nemo", "gpt_tp1_dist.nemo", "llama_tp2_ranks.nemo", "hf_llama", "mcore/hf"]
+    "name",
+    ["llama.nemo", "gpt_tp1_dist.nemo", "llama_tp2_ranks.nemo", "hf_llama", "mixtral_ep2_dist"],
 )
 def test_there_and_back_every_bit_and_every_setting_is_kept(name, tmp_path, quiet):
     direct, there, back = tmp_path / "direct.nemo", tmp_path / "n2", tmp_path / "back.nemo"
@@ -75,6 +76,21 @@ def test_both_files_of_the_context_describe_the_same_model(tmp_path, quiet):
     assert given == whole
     assert whole["_target_"] == "nemo.collections.llm.gpt.model.llama.LlamaModel"
     assert whole["tokenizer"]["model_path"].endswith("_tokenizer.model")
+
+
+def test_io_json_alone_serves_where_it_states_every_value(tmp_path, quiet):
+    """Ours does; what a class decides by itself is not guessed."""
+    convert(HF, tmp_path / "n2", to="nemo2", reporter=quiet)
+    context = tmp_path / "n2" / "context"
+    for name in ("model.yaml", "model_config.yaml"):
+        (context / name).unlink()
+    assert open_source(tmp_path / "n2").arch == open_source(HF).arch
+    content = (context / "io.json").read_text()
+    (context / "io.json").write_text(
+        content.replace("Attr(name='normalization')", "Attr(name='x')")
+    )
+    with pytest.raises(ContentError, match=r"it lacks normalization\."):
+        open_source(tmp_path / "n2")
 
 
 def test_the_description_is_fiddles(tmp_path, quiet):
