@@ -11,9 +11,15 @@ from nemoalign.parallel.state import start
 HEADS, GROUPS, WIDTH, BATCH = 4, 2, 8, 2
 
 
-def _attention(window=None, dropout=0.0, **options):
-    config = SimpleNamespace(attention_dropout=dropout, window_size=window, sequence_parallel=False)
-    return CoreAttention(config, 1, None, "self", **options)
+def _attention(window=None, dropout=0.0, layer=1, every=None, cap=None, **options):
+    config = SimpleNamespace(
+        attention_dropout=dropout,
+        window_size=window,
+        window_attn_skip_freq=every,
+        attn_logit_softcapping=cap,
+        sequence_parallel=False,
+    )
+    return CoreAttention(config, layer, None, "self", **options)
 
 
 def _inputs(queries, keys, dtype=torch.float32):
@@ -25,11 +31,13 @@ def _inputs(queries, keys, dtype=torch.float32):
     )
 
 
-def _plain(query, key, value, hidden, scale=WIDTH**-0.5):
+def _plain(query, key, value, hidden, scale=WIDTH**-0.5, cap=None):
     """Softmax attention, spelled out in double precision; ``hidden`` [b, 1, q, k] is masked."""
     repeat = HEADS // GROUPS
     key, value = (t.double().repeat_interleave(repeat, 2) for t in (key, value))
     scores = torch.einsum("qbnd,kbnd->bnqk", query.double(), key) * scale
+    if cap is not None:
+        scores = cap * (scores / cap).tanh()
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     return torch.einsum("bnqk,kbnd->qbnd", weights, value).flatten(2)
 
@@ -88,3 +96,20 @@ def test_dropout_acts_in_training_only():
         kept = attention.eval()(*inputs, None)
     assert_close(kept, _attention()(*inputs, None), rtol=0, atol=0)
     assert (dropped - kept).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_capped_scores_are_causal_within_the_window(window):
+    query, key, value = _inputs(9, 9)
+    attention = _attention(window=None if window is None else (window, 0), cap=0.7)
+    found = attention(query, key, value, None)
+    expected = _plain(query, key, value, _causal(9, window), cap=0.7)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_second_layer_may_see_everything():
+    query, key, value = _inputs(9, 9)
+    for layer, window in ((1, 3), (2, None), (3, 3)):
+        found = _attention(window=(3, 0), layer=layer, every=2)(query, key, value, None)
+        expected = _plain(query, key, value, _causal(9, window))
+        assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
