@@ -41,13 +41,13 @@ _nemoalign() {
             if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet --template --tensors --check --diff -k --key --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         convert)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --base --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite -n --dry-run --verify --dtype --tokenizer --to --base --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         export)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --dtype --tokenizer --to --adapter --merge --adapter-only --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite -n --dry-run --verify --dtype --tokenizer --to --adapter --merge --adapter-only --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         reshard)
-            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite --verify --tp --pp --ep --vp --format --with-optimizer --help"
+            if [[ $current == -* ]]; then words="--json -v --verbose -q --quiet -o --out --overwrite -n --dry-run --verify --tp --pp --ep --vp --format --with-optimizer --help"
             else compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return; fi;;
         sft)
             if [[ $current == -* ]]; then words="--ckpt --mbs --gbs --seq-len --tp --pp --vp --cp --ep --sequence-parallel --no-sequence-parallel --seed --recompute --adapter --lora --lora-alpha --lora-targets --data --shuffle --no-shuffle --val --format --lr --weight-decay --schedule --warmup --min-lr --mask --num-nodes --devices --precision --epochs --max-steps --val-every --save-every --grad-clip --max-time -o --out --overwrite --resume --no-resume --monitor --keep-top --early-stop --json -v --verbose -q --quiet -c --config -s --set -n --dry-run --print-config --help"

@@ -10,11 +10,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nemoalign.archive.files import Container, open_container
 from nemoalign.archive.store import TensorStore
 from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME
 from nemoalign.checkpoint.open import open_checkpoint
-from nemoalign.checkpoint.pieces import Piece, Reading, pieces_of, read_piece
+from nemoalign.checkpoint.pieces import Piece, Reading, count_not_finite, pieces_of, read_piece
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.stores import JoinedStore
 from nemoalign.checkpoint.vit_source import VitSource
@@ -40,6 +42,8 @@ class Findings:
     tensors: int = 0
     """Tensors, or chunks of them, whose bytes were read one by one."""
     sums: int = 0
+    summed_tensors: int = 0
+    """Of those, the ones whose sum is stored somewhere."""
     manifest_sums: int = 0
     shared: int = 0
     not_finite: dict[str, int] = field(default_factory=dict[str, int])
@@ -77,6 +81,7 @@ def check(path: Path | str, reporter: Reporter) -> dict[str, Any]:
         "tensors": sum(len(store.tensors) for store in _stores(source)) if source else None,
         "bytes": findings.bytes,
         "sums": findings.sums,
+        "weights_have_sums": findings.summed_tensors > 0,
         "manifest": recorded[0] if recorded and findings.manifest_sums else None,
         "manifest_sums": findings.manifest_sums,
         "shared_tensors": findings.shared,
@@ -137,7 +142,9 @@ def _check_sums(container: Container, findings: Findings, reporter: Reporter) ->
 
 def _compare(reading: Reading, findings: Findings) -> None:
     piece = reading.piece
+    is_summed = piece.crc is not None or piece.manifest is not None
     findings.tensors += piece.dtype is not None
+    findings.summed_tensors += piece.dtype is not None and is_summed
     findings.bytes += piece.region.size
     findings.sums += piece.crc is not None
     findings.manifest_sums += piece.manifest is not None
@@ -162,7 +169,10 @@ def _check_values(source: Source | VitSource, findings: Findings, reporter: Repo
         except NemoAlignError as error:
             findings.problem(str(error), tensor=name)
             continue
-        findings.bytes += 0 if findings.tensors else array.nbytes
+        if not findings.tensors:
+            findings.bytes += array.nbytes
+            wrong = count_not_finite(np.ascontiguousarray(array), store.tensors[name].dtype)
+            findings.not_finite |= {name: wrong} if wrong else {}
     if isinstance(source, Source):
         _check_copies(source, findings)
     for name, count in findings.not_finite.items():

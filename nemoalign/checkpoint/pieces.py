@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nemoalign.archive.dist_index import INDEX_NAME, read_index
-from nemoalign.archive.dtypes import dtype
+from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.files import Container, Region
 from nemoalign.archive.safetensors import read_header
 from nemoalign.archive.torch_file import TorchFile
@@ -64,14 +64,20 @@ class Reading:
 def read_piece(piece: Piece) -> Reading:
     """Read every byte of a piece once, in blocks, for its CRC-32 and its NaNs and infinities."""
     crc = not_finite = 0
-    mask = _EXPONENTS.get(piece.dtype or "")
     for start in range(0, piece.region.size, BLOCK_BYTES):
         block = piece.region.map(start, min(BLOCK_BYTES, piece.region.size - start))
         crc = zlib.crc32(block.data, crc)
-        if mask is not None:
-            bits = block.view(f"<u{dtype(piece.dtype or '').itemsize}")
-            not_finite += int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask))
+        not_finite += count_not_finite(block, piece.dtype or "")
     return Reading(piece=piece, crc=crc, not_finite=not_finite)
+
+
+def count_not_finite(raw: Array, kind: str) -> int:
+    """Return how many elements of raw storage of type ``kind`` are NaN or infinite."""
+    mask = _EXPONENTS.get(kind)
+    if mask is None:
+        return 0
+    bits = raw.view(f"<u{dtype(kind).itemsize}")
+    return int(np.count_nonzero((bits & bits.dtype.type(mask)) == mask))
 
 
 def pieces_of(container: Container) -> Iterator[Piece]:

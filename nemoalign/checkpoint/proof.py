@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nemoalign
+from nemoalign.archive.store import TensorStore
 from nemoalign.checkpoint.source import Source
 from nemoalign.checkpoint.writing import WriteOptions
 from nemoalign.errors import ConfigError, ResourceError, VerificationError
@@ -45,7 +46,7 @@ def with_proof(
     """
     if options.verify != "logits":
         return options
-    needed = RUNTIME_BYTES + _model_bytes(source)
+    needed = logits_bytes(source.weights)
     there = available_memory()
     if there is not None and needed > there:
         raise ResourceError(
@@ -64,10 +65,10 @@ def refuse_logits(options: WriteOptions, what: str) -> None:
         raise ConfigError(f"--verify logits compares language models, not {what}. Use hash.")
 
 
-def _model_bytes(source: Source) -> int:
-    stored = source.weights.tensors.values()
-    largest = max((info.size for info in stored), default=0)
-    return 4 * (sum(info.size for info in stored) + largest)
+def logits_bytes(weights: TensorStore) -> int:
+    """Return the memory that running a model in fp32 takes, one side at a time."""
+    sizes = [info.size for info in weights.tensors.values()]
+    return RUNTIME_BYTES + 4 * (sum(sizes) + max(sizes, default=0))
 
 
 def available_memory() -> int | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ DTYPES: Mapping[str, str | None] = {
 VERIFY = ("none", "hash", "logits")
 REPORT_NAME = "conversion.json"
 SPARE_BYTES = 64 << 20
+
+PLANNING = ContextVar("PLANNING", default=False)
+"""True in a dry run: writers go as far as the first byte they would write."""
+
+
+class Planned(Exception):
+    """Everything before writing went well; carries the bytes that would be written."""
+
+    def __init__(self, needed_bytes: int) -> None:
+        super().__init__(needed_bytes)
+        self.needed_bytes = needed_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +144,11 @@ def staging(target: Path, needed_bytes: int) -> Iterator[Path]:
 
     Raises:
         ResourceError: when the disk has no room or the folder cannot be written.
+        Planned: in a dry run, when everything that can be refused beforehand has not been.
     """
+    if PLANNING.get():
+        _check_space(target, needed_bytes)
+        raise Planned(needed_bytes)
     stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +163,16 @@ def staging(target: Path, needed_bytes: int) -> Iterator[Path]:
         _remove(stage)
 
 
+def existing_parent(target: Path) -> Path:
+    """Return the closest folder above ``target`` that is there already."""
+    return next(folder for folder in target.absolute().parents if folder.is_dir())
+
+
 def _check_space(target: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
+    parent = existing_parent(target)
+    if not os.access(parent, os.W_OK):
+        raise ResourceError(f"{parent} cannot be written. Choose another -o.")
+    free = shutil.disk_usage(parent).free
     if free < needed_bytes + SPARE_BYTES:
         raise ResourceError(
             f"{target} needs {needed_bytes / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
     from nemoalign.checkpoint.writing import WriteOptions
+    from nemoalign.log import Reporter
 
 PANEL = "Checkpoints"
 OUTPUT = "Input and output"
@@ -43,6 +44,13 @@ class OutputFlags(Talk):
     )
     overwrite: bool = setting(
         False, "Replace DST when it exists.", flag="--overwrite", panel=OUTPUT
+    )
+    dry_run: bool = setting(
+        False,
+        "Say what would be written, with memory and time, and write nothing.",
+        flag="--dry-run",
+        short="-n",
+        panel=OUTPUT,
     )
     verify: Literal["none", "hash", "logits"] = setting(
         "hash",
@@ -128,18 +136,18 @@ def convert(typed: Mapping[str, Any]) -> None:
     known = flags.read(ConvertFlags, typed)
 
     from nemoalign.checkpoint.convert import convert as convert_checkpoint
-    from nemoalign.cli import show
 
-    reporter = show.make_reporter(quiet=known.quiet)
-    report = convert_checkpoint(
-        typed["source"],
-        known.out,
-        known.options(),
-        to=known.to,
-        base=known.base,
-        reporter=reporter,
-    )
-    show_written(report, known)
+    def write(reporter: Reporter) -> dict[str, Any]:
+        return convert_checkpoint(
+            typed["source"],
+            known.out,
+            known.options(),
+            to=known.to,
+            base=known.base,
+            reporter=reporter,
+        )
+
+    write_or_plan(typed["source"], known, write)
 
 
 def export(typed: Mapping[str, Any]) -> None:
@@ -147,18 +155,45 @@ def export(typed: Mapping[str, Any]) -> None:
     known = flags.read(ExportFlags, typed)
 
     from nemoalign.checkpoint.export import export as export_checkpoint
+
+    def write(reporter: Reporter) -> dict[str, Any]:
+        return export_checkpoint(
+            typed["source"],
+            known.out,
+            known.options(),
+            adapter=known.adapter,
+            adapter_only=not known.merge,
+            reporter=reporter,
+        )
+
+    write_or_plan(typed["source"], known, write)
+
+
+def write_or_plan(
+    source: str, known: OutputFlags, write: Callable[[Reporter], dict[str, Any]]
+) -> None:
+    """Write a checkpoint and show the report, or with --dry-run what it would be."""
     from nemoalign.cli import show
 
     reporter = show.make_reporter(quiet=known.quiet)
-    report = export_checkpoint(
-        typed["source"],
-        known.out,
-        known.options(),
-        adapter=known.adapter,
-        adapter_only=not known.merge,
-        reporter=reporter,
+    if not known.dry_run:
+        show_written(write(reporter), known)
+        return
+
+    from nemoalign.checkpoint.plan import plan
+
+    found = plan(Path(source), known.out, write, reporter, verify=known.verify)
+    if known.json:
+        show.document(found)
+        return
+    amounts = {
+        name: show.amount_of(found[f"{name}_bytes"], "bytes") for name in ("disk_free", "memory")
+    }
+    size = show.amount_of(found["bytes"], "bytes")
+    show.emit(
+        f"{known.out} would take {size} (free: {amounts['disk_free']}), at most "
+        f"{amounts['memory']} of memory and about {found['seconds']:.1f} s. Nothing was written."
     )
-    show_written(report, known)
 
 
 def show_written(report: Mapping[str, Any], known: OutputFlags) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nemoalign.cli import flags
-from nemoalign.cli.checkpoint import PANEL, SOURCE, TARGET, OutputFlags, show_written
+from nemoalign.cli.checkpoint import PANEL, SOURCE, TARGET, OutputFlags, write_or_plan
 from nemoalign.cli.spec import CommandSpec
 from nemoalign.config.fields import own_settings, setting
+
+if TYPE_CHECKING:
+    from nemoalign.log import Reporter
 
 LAYOUT = "Layout"
 
@@ -50,7 +53,6 @@ def reshard(typed: Mapping[str, Any]) -> None:
 
     from nemoalign.checkpoint.reshard import ReshardOptions
     from nemoalign.checkpoint.reshard import reshard as reshard_checkpoint
-    from nemoalign.cli import show
 
     options = ReshardOptions(
         tp=known.tp,
@@ -62,9 +64,11 @@ def reshard(typed: Mapping[str, Any]) -> None:
         verify=known.verify,
         overwrite=known.overwrite,
     )
-    reporter = show.make_reporter(quiet=known.quiet)
-    report = reshard_checkpoint(typed["source"], known.out, options, reporter=reporter)
-    show_written(report, known)
+
+    def write(reporter: Reporter) -> dict[str, Any]:
+        return reshard_checkpoint(typed["source"], known.out, options, reporter=reporter)
+
+    write_or_plan(typed["source"], known, write)
 
 
 COMMANDS = (

@@ -26,7 +26,7 @@ def check(source: str, known: Talk) -> int:
         return 0
     first = _problem(problems[0])
     more = f" {len(problems) - 1} more problems were found." if len(problems) > 1 else ""
-    show.failure(f"{source} is damaged: {first.rstrip('.')}.{more}", is_error=True)
+    show.failure(f"{source} fails the check: {first.rstrip('.')}.{more}", is_error=True)
     return VerificationError.exit_code
 
 
@@ -53,7 +53,7 @@ def _checked(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sums(report: Mapping[str, Any]) -> str:
-    if not report["sums"] and not report["manifest_sums"]:
+    if not report["weights_have_sums"]:
         return "none are stored with these weights"
     parts = [f"{report['sums']} of torch records"] if report["sums"] else []
     if report["manifest"]:
@@ -64,7 +64,7 @@ def _sums(report: Mapping[str, Any]) -> str:
 def _verdict(report: Mapping[str, Any]) -> str:
     if not report["intact"]:
         return f"{len(report['problems'])} problems"
-    if not report["sums"] and not report["manifest_sums"]:
+    if not report["weights_have_sums"]:
         return "complete, but without sums a changed value cannot be told from a trained one"
     return "intact"
 

@@ -32,7 +32,7 @@ from nemoalign.errors import (
 from tests.checkpoint.models import FIXTURES
 
 
-@pytest.mark.parametrize("changes", [{"dtype": "int4"}, {"verify": "logits"}])
+@pytest.mark.parametrize("changes", [{"dtype": "int4"}, {"verify": "sha256"}])
 def test_options_nobody_offers_are_refused(changes):
     with pytest.raises(ConfigError, match="use one of"):
         WriteOptions(**changes)

@@ -46,3 +46,17 @@ def test_an_output_that_exists_needs_overwrite(archive):
     assert "--overwrite" in ended.err
     assert archive.stat().st_mtime_ns == before
     assert run("convert", HF, "-o", archive, "--overwrite").code == 0
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(tmp_path):
+    source = Path(__file__).resolve().parents[1] / "fixtures/hf_llama"
+    ended = run("convert", source, "-o", tmp_path / "m.nemo", "-n")
+    assert ended.code == 0
+    assert "m.nemo would take 854.3 KB" in ended.out
+    assert "Nothing was written." in ended.out
+    assert {"torch", "transformers", "megatron"} & ended.modules == set()
+    found = json.loads(
+        run("reshard", source, "-o", tmp_path / "r.nemo", "--tp", 2, "-n", "--json").out
+    )
+    assert found["dry_run"]
+    assert not list(tmp_path.iterdir())
