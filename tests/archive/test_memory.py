@@ -17,19 +17,23 @@ from nemoalign.archive.store import TensorInfo
 TENSORS, ROWS = 24, 1 << 20  # 24 tensors of 4 MiB
 
 READ = """
-import resource, sys
+import sys
 from pathlib import Path
 from nemoalign.archive.dist import DistStore
 from nemoalign.archive.files import open_container
 from nemoalign.archive.safetensors import SafetensorsStore
+def peak():
+    # ru_maxrss would begin with the memory of the process that ran this one.
+    status = open("/proc/self/status").read().split()
+    return int(status[status.index("VmHWM:") + 1])
 store = {"dist": DistStore, "safetensors": SafetensorsStore}[sys.argv[2]]
 opened = store(open_container(Path(sys.argv[1])))
 names = list(opened.tensors)
 total = int(opened.read(names[0]).sum())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 for name in names[1:]:
     total += int(opened.read(name).sum())
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+grown = peak() - before
 print(total, grown, "torch" in sys.modules)
 """
 

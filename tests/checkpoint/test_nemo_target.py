@@ -100,7 +100,7 @@ LAYER = {
     "mlp.down_proj.weight": (256, 1024),
 }
 PEAK = """
-import resource, sys
+import sys
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.log import PlainReporter
@@ -108,7 +108,9 @@ quiet = PlainReporter(quiet=True)
 convert(sys.argv[1], sys.argv[2] + ".nemo", reporter=quiet)
 export(sys.argv[2] + ".nemo", sys.argv[2], reporter=quiet)
 assert not {"torch", "megatron", "transformers"} & set(sys.modules)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# ru_maxrss would begin with the memory of the process that ran this one.
+status = open("/proc/self/status").read().split()
+print(status[status.index("VmHWM:") + 1])
 """
 
 

@@ -108,7 +108,7 @@ def test_bytes_that_change_after_writing_fail_the_reshard(tmp_path):
 
 
 PEAK = """
-import resource, sys
+import sys
 from nemoalign.checkpoint.reshard import ReshardOptions, reshard
 from nemoalign.log import PlainReporter
 quiet = PlainReporter(quiet=True)
@@ -120,7 +120,9 @@ for number, options in enumerate([
     reshard(source, target, options, reporter=quiet)
     source = target
 assert not {"torch", "megatron", "transformers"} & set(sys.modules)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# ru_maxrss would begin with the memory of the process that ran this one.
+status = open("/proc/self/status").read().split()
+print(status[status.index("VmHWM:") + 1])
 """
 
 
@@ -134,4 +136,4 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
         command = [sys.executable, "-c", PEAK, tmp_path / f"hf{layers}", tmp_path / f"o{layers}"]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[layers] = int(run.stdout) * 1024
-    assert peaks[24] - peaks[2] < 24 << 20, peaks
+    assert peaks[24] - peaks[2] < 12 << 20, peaks
