@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from nemoalign.archive.dtypes import DType
-from nemoalign.archive.stand_ins import Known, Record, build, persistent, resolve
+from nemoalign.archive.stand_ins import Known, Record, StorageRef, build, persistent, resolve
 
 MAX_KEY_DEPTH, MAX_KEY_LENGTH = 2, 16
 MAX_NUMBER_BYTES = 128  # far above any random state, so that every number can be printed
@@ -23,6 +23,7 @@ class Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, StorageRef] = {}
 
     def take(self, size: int) -> bytes:
         """Return the next ``size`` bytes of the pickle."""
@@ -147,8 +148,7 @@ def _dict(machine: Machine) -> None:
 
 
 def _set_item(machine: Machine) -> None:
-    value = machine.stack.pop()
-    key = machine.stack.pop()
+    value, key = machine.stack.pop(), machine.stack.pop()
     _set_items(machine.stack[-1], [key, value])
 
 
@@ -201,8 +201,7 @@ def _global(machine: Machine) -> None:
 def _stack_global(machine: Machine) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if not (isinstance(module, str) and isinstance(name, str)):
-        message = "a global is not named by text"
-        raise TypeError(message)
+        raise TypeError("a global is not named by text")
     machine.put(resolve(module, name, machine.where))
 
 
@@ -231,7 +230,9 @@ def _buildable(target: Any) -> object:
 
 
 def _persistent(machine: Machine) -> None:
-    machine.put(persistent(machine.stack.pop(), machine.where))
+    storage = persistent(machine.stack.pop(), machine.where)
+    machine.storages[storage.key] = storage
+    machine.put(storage)
 
 
 def _skip(size: int) -> _Step:

@@ -77,7 +77,11 @@ def resolve(module: str, name: str, where: str) -> Any:
 def persistent(pid: object, where: str) -> StorageRef:
     """Return the storage that a torch file's persistent id points at."""
     match pid:
-        case ("storage", Known(name=name), str(key), str(), int(numel)) if numel >= 0:
+        case (
+            ("storage", Known(name=name), str(key), str(), int(numel))
+            # Before torch 1.6 a view of another storage could follow; none does since 0.4.
+            | ("storage", Known(name=name), str(key), str(), int(numel), None)
+        ) if numel >= 0:
             kind = None if name.endswith("UntypedStorage") else name.removeprefix("torch.")
             return StorageRef(key, kind and by_torch_storage(kind).name, numel)
         case _:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from nemoalign.archive.dtypes import Array, dtype
+from nemoalign.archive.legacy_read import is_legacy, read_legacy
 from nemoalign.archive.pickles import MAX_BYTES, load_pickle
 from nemoalign.archive.regions import Region, map_strided
 from nemoalign.archive.stand_ins import Record, TensorRef
@@ -21,11 +22,11 @@ MAX_NODES = 5_000_000
 
 
 class TorchFile:
-    """One torch.save zip. Opening reads its directory; ``tree`` and ``tensors`` its pickle."""
+    """One torch.save file. Opening reads its directory; ``tree`` and ``tensors`` its pickle."""
 
     def __init__(self, region: Region, where: str) -> None:
         self.where = where
-        self._zip = read_zip(region, where)
+        self._zip = (read_legacy if is_legacy(region) else read_zip)(region, where)
         if "byteorder" in self._zip.entries and self._zip.entry("byteorder").read(16) != b"little":
             raise SourceError(
                 f"{where} was written on a big-endian machine. Load it there with torch.load and "

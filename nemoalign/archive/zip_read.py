@@ -19,7 +19,6 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _SATURATED = 0xFFFFFFFF
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ def _directory(region: Region, where: str) -> tuple[int, int, int]:
 
 
 def _no_zip(region: Region, where: str) -> SourceError:
-    if region.bytes(0, min(region.size, len(_LEGACY_MAGIC))) == _LEGACY_MAGIC:
-        return SourceError(
-            f"{where} is in the torch format from before 1.6, which cannot be read in place. Load "
-            "it with torch.load and save it again with torch.save."
-        )
     return SourceError(
         f"{where} ({region.size} bytes) does not end as a torch file does. It is truncated or no "
         "torch file: fetch it again."

@@ -77,13 +77,6 @@ def test_a_missing_entry_is_named(torch_file: Path) -> None:
         read_zip(region_of(torch_file), "w.pt").entry("data/9")
 
 
-def test_the_format_before_torch_1_6_is_explained(tmp_path: Path) -> None:
-    path = tmp_path / "old.ckpt"
-    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(SourceError, match=r"before 1\.6"):
-        read_zip(region_of(path), "old.ckpt")
-
-
 def test_a_file_cut_anywhere_is_refused(torch_file: Path, tmp_path: Path) -> None:
     data = torch_file.read_bytes()
     path = tmp_path / "cut"

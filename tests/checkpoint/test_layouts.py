@@ -45,6 +45,17 @@ def test_rank_files_join_to_the_tensors_of_the_distributed_archive(name):
         np.testing.assert_array_equal(ours.weights.read(tensor), reference.weights.read(tensor))
 
 
+def test_weights_in_the_torch_format_of_before_1_6_are_the_same(tmp_path):
+    folder = unpacked("chatsft_tp1_file.nemo", tmp_path / "m")
+    path = folder / "model_weights.ckpt"
+    state = torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    ours, reference = open_source(folder), open_source(FIXTURES / "chatsft_tp1_file.nemo")
+    assert ours.weights.tensors == reference.weights.tensors
+    for tensor in reference.weights.tensors:
+        np.testing.assert_array_equal(ours.weights.read(tensor), reference.weights.read(tensor))
+
+
 def test_pipeline_stages_number_their_layers_from_zero():
     """Stage-local layers, a tied copy on the last stage, biases and learned positions."""
     ranks = open_source(FIXTURES / "gpt_tp2pp2_ranks.nemo")
