@@ -29,7 +29,7 @@ MAX_POINTS = 1024
 MAX_RATIO, FREE_BYTES = 200, 64 << 20
 """Weights shrink by a tenth; what grows 200 times beyond the first 64 MB was made to fill memory."""
 
-LONG_BYTES = 512 << 20
+LONG_BYTES = 128 << 20
 _GZIP = 31  # zlib's number for "a gzip stream, its sum and length checked"
 
 
