@@ -25,7 +25,7 @@ from megatron.core import parallel_state
 
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.source import Source
+from nemoalign.checkpoint.sources.source import Source
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.errors import ConfigError, SourceError
 from nemoalign.model.build import ModelSettings, build_model

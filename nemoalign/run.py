@@ -26,7 +26,7 @@ from megatron.core import parallel_state
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.open import Source, open_source
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.check import check_complete

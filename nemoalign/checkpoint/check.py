@@ -14,13 +14,13 @@ import numpy as np
 
 from nemoalign.archive.files import Container, open_container
 from nemoalign.archive.store import TensorStore
-from nemoalign.checkpoint.nemo_source import CONFIG_NAME, MANIFEST_NAME
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.pieces import Piece, Reading, count_not_finite, pieces_of, read_piece
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.stores import JoinedStore
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.writing import REPORT_NAME, check_copies
+from nemoalign.checkpoint.sources.nemo import CONFIG_NAME, MANIFEST_NAME
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.sources.stores import JoinedStore
+from nemoalign.checkpoint.targets.writing import REPORT_NAME, check_copies
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ContentError, NemoAlignError, SourceError
 from nemoalign.log import Reporter
 

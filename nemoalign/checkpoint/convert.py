@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemoalign.checkpoint.adapter_target import write_adapter
 from nemoalign.checkpoint.export import with_adapter
-from nemoalign.checkpoint.hf_target import write_hf
-from nemoalign.checkpoint.nemo2_target import write_nemo2
-from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.proof import refuse_logits, with_proof
-from nemoalign.checkpoint.tokenizer import with_tokenizer
-from nemoalign.checkpoint.vit import convert_vit
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.writing import WriteOptions, check_target
+from nemoalign.checkpoint.settings.tokenizer import with_tokenizer
+from nemoalign.checkpoint.targets.adapter import write_adapter
+from nemoalign.checkpoint.targets.hf import write_hf
+from nemoalign.checkpoint.targets.nemo import write_nemo
+from nemoalign.checkpoint.targets.nemo2 import write_nemo2
+from nemoalign.checkpoint.targets.writing import WriteOptions, check_target
+from nemoalign.checkpoint.vit.commands import convert_vit
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
 

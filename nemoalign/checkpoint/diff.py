@@ -19,13 +19,13 @@ import numpy as np
 
 from nemoalign.archive.dtypes import BLOCK, Array, cast
 from nemoalign.archive.store import TensorInfo, TensorStore
-from nemoalign.checkpoint.hf_source import TOKENIZER_FILES
 from nemoalign.checkpoint.open import open_checkpoint
-from nemoalign.checkpoint.settings import section
-from nemoalign.checkpoint.source import EMBEDDING, HEAD, Source
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES
-from nemoalign.checkpoint.writing import prompt_template
+from nemoalign.checkpoint.settings.values import section
+from nemoalign.checkpoint.settings.vocabulary import MAX_FILE_BYTES
+from nemoalign.checkpoint.sources.hf import TOKENIZER_FILES
+from nemoalign.checkpoint.sources.source import EMBEDDING, HEAD, Source
+from nemoalign.checkpoint.targets.writing import prompt_template
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ContentError
 from nemoalign.log import Reporter
 

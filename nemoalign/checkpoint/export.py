@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nemoalign.checkpoint.adapter import MergedStore, find_base
-from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.open import open_checkpoint, open_source
-from nemoalign.checkpoint.peft_target import write_peft
 from nemoalign.checkpoint.proof import refuse_logits, with_proof
-from nemoalign.checkpoint.source import AdapterInfo, Source
-from nemoalign.checkpoint.tokenizer import with_tokenizer
-from nemoalign.checkpoint.vit import export_vit
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.writing import WriteOptions, check_target
+from nemoalign.checkpoint.settings.adapter import MergedStore, find_base
+from nemoalign.checkpoint.settings.tokenizer import with_tokenizer
+from nemoalign.checkpoint.sources.source import AdapterInfo, Source
+from nemoalign.checkpoint.targets.hf import write_hf
+from nemoalign.checkpoint.targets.peft import write_peft
+from nemoalign.checkpoint.targets.writing import WriteOptions, check_target
+from nemoalign.checkpoint.vit.commands import export_vit
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ContentError, SourceError
 from nemoalign.log import Reporter
 

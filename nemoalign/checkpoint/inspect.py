@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import Container, Region
-from nemoalign.checkpoint.nemo_source import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.open import open_checkpoint
-from nemoalign.checkpoint.reward import described_head
-from nemoalign.checkpoint.settings import section
-from nemoalign.checkpoint.source import EMBEDDING, KINDS, Source
-from nemoalign.checkpoint.vit_inspect import inspect_vit
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.vocabulary import MAX_FILE_BYTES, tokenizer_size
-from nemoalign.checkpoint.writing import prompt_template
+from nemoalign.checkpoint.settings.reward import described_head
+from nemoalign.checkpoint.settings.values import section
+from nemoalign.checkpoint.settings.vocabulary import MAX_FILE_BYTES, tokenizer_size
+from nemoalign.checkpoint.sources.nemo import HF_FOLDER, read_json_object
+from nemoalign.checkpoint.sources.source import EMBEDDING, KINDS, Source
+from nemoalign.checkpoint.targets.writing import prompt_template
+from nemoalign.checkpoint.vit.inspect import inspect_vit
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ConfigError, ContentError
 
 PROGRESS_NAME = "progress.json"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nemoalign.archive.files import Container, open_container
 from nemoalign.archive.urls import UrlPath, is_url
-from nemoalign.checkpoint.adapter import find_base
-from nemoalign.checkpoint.hf_source import open_hf
-from nemoalign.checkpoint.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
-from nemoalign.checkpoint.lightning import open_lightning, open_run
-from nemoalign.checkpoint.lightning_files import (
+from nemoalign.checkpoint.settings.adapter import find_base
+from nemoalign.checkpoint.sources.hf import open_hf
+from nemoalign.checkpoint.sources.layouts import WEIGHTS_FILE, WEIGHTS_FOLDER
+from nemoalign.checkpoint.sources.lightning import open_lightning, open_run
+from nemoalign.checkpoint.sources.lightning_files import (
     CHECKPOINTS,
     Saved,
     is_distributed,
@@ -22,20 +22,24 @@ from nemoalign.checkpoint.lightning_files import (
     saved_at,
     saved_names,
 )
-from nemoalign.checkpoint.megatron_lm import last_iteration, open_megatron_lm, read_arguments
-from nemoalign.checkpoint.nemo2_source import is_nemo2, open_nemo2
-from nemoalign.checkpoint.nemo_source import (
+from nemoalign.checkpoint.sources.megatron_lm import (
+    last_iteration,
+    open_megatron_lm,
+    read_arguments,
+)
+from nemoalign.checkpoint.sources.nemo import (
     CONFIG_NAME,
     open_nemo,
     read_configs,
     read_json_object,
 )
-from nemoalign.checkpoint.peft_source import is_peft, open_peft, recorded_base
-from nemoalign.checkpoint.ranks import rank_of
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.vit_hf_source import is_hf_vit, open_vit_hf
-from nemoalign.checkpoint.vit_ranks import open_vit, open_vit_run
-from nemoalign.checkpoint.vit_source import VitSource, is_vit
+from nemoalign.checkpoint.sources.nemo2 import is_nemo2, open_nemo2
+from nemoalign.checkpoint.sources.peft import is_peft, open_peft, recorded_base
+from nemoalign.checkpoint.sources.ranks import rank_of
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.vit.hf_source import is_hf_vit, open_vit_hf
+from nemoalign.checkpoint.vit.ranks import open_vit, open_vit_run
+from nemoalign.checkpoint.vit.source import VitSource, is_vit
 from nemoalign.errors import ContentError, SourceError
 
 _HF_CONFIG = "config.json"

@@ -19,8 +19,8 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.files import Container, Region
 from nemoalign.archive.safetensors import read_header
 from nemoalign.archive.torch_file import TorchFile
-from nemoalign.checkpoint.nemo_source import MANIFEST_NAME
-from nemoalign.checkpoint.writing import REPORT_NAME
+from nemoalign.checkpoint.sources.nemo import MANIFEST_NAME
+from nemoalign.checkpoint.targets.writing import REPORT_NAME
 from nemoalign.errors import SourceError
 from nemoalign.weights.names import canonical_name, placed_name
 

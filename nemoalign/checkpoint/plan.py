@@ -17,9 +17,9 @@ from nemoalign.archive.store import TensorStore, checksum_array
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.proof import logits_bytes
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.stores import PlacedStore
-from nemoalign.checkpoint.writing import PLANNING, Planned, existing_parent
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.sources.stores import PlacedStore
+from nemoalign.checkpoint.targets.writing import PLANNING, Planned, existing_parent
 from nemoalign.errors import NemoAlignError
 from nemoalign.log import ProgressBar, Reporter
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import nemoalign
 from nemoalign.archive.store import TensorStore
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.errors import ConfigError, ResourceError, VerificationError
 from nemoalign.log import Reporter
 

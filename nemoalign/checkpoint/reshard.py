@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemoalign.checkpoint.cut import Cut, cut_for
-from nemoalign.checkpoint.nemo_target import write_nemo
 from nemoalign.checkpoint.open import open_checkpoint
-from nemoalign.checkpoint.optimizer import optimizer_of
-from nemoalign.checkpoint.rank_target import write_ranks
-from nemoalign.checkpoint.shards import all_tensors
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.stores import JoinedStore
-from nemoalign.checkpoint.vit import reshard_vit
-from nemoalign.checkpoint.vit_source import VitSource
-from nemoalign.checkpoint.writing import WriteOptions, check_target
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.sources.stores import JoinedStore
+from nemoalign.checkpoint.targets.cut import Cut, cut_for
+from nemoalign.checkpoint.targets.nemo import write_nemo
+from nemoalign.checkpoint.targets.optimizer import optimizer_of
+from nemoalign.checkpoint.targets.ranks import write_ranks
+from nemoalign.checkpoint.targets.shards import all_tensors
+from nemoalign.checkpoint.targets.writing import WriteOptions, check_target
+from nemoalign.checkpoint.vit.commands import reshard_vit
+from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ConfigError, ContentError
 from nemoalign.log import Reporter
 from nemoalign.weights.spelling import Spelling, layers_of, spelling_of

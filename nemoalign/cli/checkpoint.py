@@ -12,7 +12,7 @@ from nemoalign.cli.spec import CommandSpec, Positional, Talk
 from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
-    from nemoalign.checkpoint.writing import WriteOptions
+    from nemoalign.checkpoint.targets.writing import WriteOptions
     from nemoalign.log import Reporter
 
 PANEL = "Checkpoints"
@@ -78,7 +78,7 @@ class WriteFlags(OutputFlags):
 
     def options(self) -> WriteOptions:
         """Return the flags as the checkpoint room takes them."""
-        from nemoalign.checkpoint.writing import WriteOptions
+        from nemoalign.checkpoint.targets.writing import WriteOptions
 
         return WriteOptions(
             dtype=self.dtype,

@@ -13,9 +13,9 @@ from nemoalign.cli.spec import CommandSpec, Talk
 from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
-    from nemoalign.checkpoint.remote import Remote
-    from nemoalign.checkpoint.source import Source
-    from nemoalign.checkpoint.vit_source import VitSource
+    from nemoalign.checkpoint.sources.remote import Remote
+    from nemoalign.checkpoint.sources.source import Source
+    from nemoalign.checkpoint.vit.source import VitSource
 
 SHOWN = "What is shown"
 PATTERN_FLAG = "--tensors"
@@ -119,7 +119,7 @@ def inspect(typed: Mapping[str, Any]) -> int:
 
 
 def _connect(url: str) -> Remote:
-    from nemoalign.checkpoint.remote import open_remote
+    from nemoalign.checkpoint.sources.remote import open_remote
 
     return open_remote(url)
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from nemoalign.checkpoint.export import with_adapter
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.source import Source
+from nemoalign.checkpoint.sources.source import Source
 from nemoalign.errors import NemoAlignError
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights

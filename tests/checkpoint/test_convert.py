@@ -14,7 +14,7 @@ import torch
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.errors import ConfigError, ConflictError, SourceError
 from tests.checkpoint.models import (
     FIXTURES,

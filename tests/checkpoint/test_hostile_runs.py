@@ -16,7 +16,7 @@ from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import NemoAlignError, SourceError
 from tests.checkpoint.ranked import legacy, rank_folder, shard_of, whole_model
 from tests.checkpoint.ranked import settings as model_settings
-from tests.checkpoint.test_lightning import GENUINE, NAME, lightning
+from tests.checkpoint.sources.test_lightning import GENUINE, NAME, lightning
 from tests.cli.running import run
 
 CONFIG = model_settings(1, gated=True, tied=True)

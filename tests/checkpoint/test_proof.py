@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.proof import available_memory
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.errors import ConfigError, ResourceError, VerificationError
 from tests.checkpoint.models import FIXTURES
 

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
-from nemoalign.checkpoint.hf_target import write_hf
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.targets.hf import write_hf
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.config.architecture import Architecture
 from nemoalign.families.registry import family_for_hf, family_for_nemo
 from nemoalign.log import PlainReporter

@@ -8,7 +8,7 @@ import pytest
 from transformers import FalconConfig
 
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.stores import PlacedStore
+from nemoalign.checkpoint.sources.stores import PlacedStore
 from nemoalign.errors import ContentError
 from nemoalign.families.falcon import FAMILY
 from nemoalign.model.spec import refuse_unsupported

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import GemmaConfig
 
-from nemoalign.checkpoint.hf_target import write_hf
-from nemoalign.checkpoint.source import Source
-from nemoalign.checkpoint.writing import WriteOptions
+from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.targets.hf import write_hf
+from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.errors import ContentError
 from nemoalign.families.gemma import FAMILY
 from nemoalign.weights.config_rules import nemo_fields
