@@ -44,9 +44,10 @@ class Family:
 
     ``fixed`` maps a field of the architecture to the values a member may have; the first is the one
     written into model_config.yaml. ``facts`` does the same for what the architecture works out from
-    its fields, ``layer_spec`` is NeMo's name of a layer of its own. ``hf_prefix`` begins the name of every tensor but the head's; checkpoints of a model
-    without its head leave it away. ``ignored_hf`` are tensors that older exports saved but are no
-    weights. A family without ``hf_architectures`` has no counterpart in Hugging Face.
+    its fields, ``layer_spec`` is NeMo's name of a layer of its own. ``hf_prefix`` begins the name of
+    every tensor but the head's; checkpoints of a model without its head leave it away.
+    ``ignored_hf`` are tensors that older exports saved but are no weights. A family without
+    ``hf_architectures`` has no counterpart in Hugging Face.
     """
 
     name: str

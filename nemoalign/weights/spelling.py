@@ -38,7 +38,8 @@ LAYERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "whole": _WHOLE_LAYER,
 }
 """Names inside a layer: Transformer Engine's linear layers with the norm before them (canonical),
-megatron-core's local modules, NeMo's Falcon whose MLP follows attention, NeMo's own GPT, Transformer Engine's whole layer."""
+megatron-core's local modules, NeMo's Falcon whose MLP follows attention, NeMo's own GPT, Transformer
+Engine's whole layer."""
 
 _LOCAL_EXPERT = re.compile(r"^mlp\.experts\.local_experts\.(\d+)\.(.*)$")
 _GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.linear_fc[12]\.weight\d+$")

@@ -57,7 +57,8 @@ class TensorRow:
 
     Letters: v vocabulary rows, h hidden, p positions, q rows of linear_qkv, a heads x head width,
     d head width, f feed-forward width, g rows of linear_fc1 (2f when gated), e experts, m and n
-    what f and g are, in an expert, r outputs of a reward head. Names hold ``{i}`` for the layer and ``{e}`` for the expert.
+    what f and g are, in an expert, r outputs of a reward head. Names hold ``{i}`` for the layer and
+    ``{e}`` for the expert.
     """
 
     name: str

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from transformers import FalconConfig
 
+from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.open import open_source
 from nemoalign.checkpoint.sources.stores import PlacedStore
 from nemoalign.errors import ContentError
 from nemoalign.families.falcon import FAMILY
+from nemoalign.log import PlainReporter
 from nemoalign.model.spec import refuse_unsupported
 from nemoalign.weights.config_rules import nemo_fields
 from tests.families import checks
@@ -76,6 +78,15 @@ def test_training_refuses_it(tmp_path):
     hf = checks.save_model(tmp_path / "hf", config())
     with pytest.raises(ContentError, match="megatron_falcon_gpt"):
         refuse_unsupported(open_source(hf).arch)
+
+
+def test_nemo2_has_no_such_layers_and_nothing_is_left(tmp_path):
+    hf = checks.save_model(tmp_path / "hf", config())
+    with pytest.raises(
+        ContentError, match="NeMo 2 has no model with the layers of megatron_falcon"
+    ):
+        convert(hf, tmp_path / "out", to="nemo2", reporter=PlainReporter(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,15 @@ def nemo2_classes(family: str, arch: Architecture, config: Mapping[str, Any]) ->
 
     What only a class does (scaling positions as Llama 3.1, the embedding as Gemma, two more norms as
     Gemma 2) decides before the family.
+
+    Raises:
+        ContentError: for layers that no class of NeMo 2 has.
     """
+    if arch.layer_spec and family not in _CLASSES:
+        raise ContentError(
+            f"NeMo 2 has no model with the layers of {arch.layer_spec}. Write a .nemo or a Hugging Face "
+            "directory instead: leave --to nemo2 away."
+        )
     kind = family
     if arch.scale_positional_embedding:
         kind = "llama 3.1"
