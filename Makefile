@@ -7,8 +7,9 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false GOMP_SPINCOUNT=3000
 # The stamp's name changes with this folder, what is installed and how, so a second `make setup` is instant.
 STAMP := $(BIN)/.nemoalign-$(shell (pwd; cat pyproject.toml constraints.txt) | cksum | tr ' ' -)
-# Tests are many small models: one thread each is faster than two that wait for one another.
+# Tests are many small models: one thread each and two at a time are faster than two threads that wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test quickstart completions flags format lint types layers bench clean
@@ -30,7 +31,7 @@ check: lint types layers  ## ruff, pyright, import-linter, the rules of the hous
 	$(RUN) $(ONE_THREAD) python -m pytest tests/test_project.py tests/cli
 
 test: setup  ## every test, in one go
-	$(RUN) $(ONE_THREAD) python -m pytest
+	$(RUN) $(ONE_THREAD) python -m pytest $(AT_ONCE)
 
 quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (downloads 98 MB once)
 	@$(RUN) bash examples/quickstart/quickstart.sh
