@@ -14,8 +14,9 @@ fi
 python examples/quickstart/fetch.py
 python benchmarks/sft_speed.py --name lora_fp32 --lora 16 --precision fp32
 python benchmarks/sft_speed.py --name full_fp32 --lora 0 --precision fp32
-python benchmarks/io_speed.py --name smollm2 --model "${NEMOALIGN_CACHE:-$PWD/.cache/nemoalign}/SmolLM2-135M-Instruct"
-python benchmarks/io_speed.py --name 2gb --gigabytes 2
+python benchmarks/io_speed.py --name smollm2 --model "${NEMOALIGN_CACHE:-$PWD/.cache/nemoalign}/SmolLM2-135M-Instruct" --tp 3
+python benchmarks/io_speed.py --name 4gb --gigabytes 4
+python benchmarks/big_archive.py --gigabytes 20
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     python benchmarks/gpu_sft.py
 fi

@@ -29,23 +29,40 @@ VOCABULARY = 32_000
 HOLE_BYTES = 1 << 16
 INSPECT_SECONDS = 0.5
 INSPECT_BYTES = 5_000_000
+READ = """
+import sys
+from pathlib import Path
+from nemoalign.checkpoint.inspect import inspect
+
+def read():
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+before = read()
+inspect(sys.argv[1])
+print(read() - before)
+"""
 
 
 def main() -> None:
     """Make the archive, measure both commands and publish big_archive.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=20.0)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make is not None:
+        print(make(options.make, options.gigabytes))
+        return
     folder = WORK / "big"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     archive, target = folder / "big.nemo", folder / "ranks.nemo"
-    largest = make(archive, options.gigabytes)
+    # Made by a child: what this process's peak memory was, its later children's peaks would include.
+    making = [sys.executable, __file__, "--gigabytes", options.gigabytes, "--make", archive]
+    largest = int(run(making).stdout)
     nemoalign = [sys.executable, "-m", "nemoalign"]
     run([*nemoalign, "inspect", archive])
-    before = bytes_read()
     inspected = run([*nemoalign, "inspect", archive])
-    read = bytes_read() - before
+    read = int(run([sys.executable, "-c", READ, archive]).stdout)
     resharded = run(
         [*nemoalign, "reshard", archive, "-o", target, "--tp", 8, "--pp", 4, "--format", "ranks"]
     )
@@ -95,13 +112,10 @@ def make(path: Path, gigabytes: float) -> int:
         tar.add_bytes("model_config.yaml", dump_checkpoint_config(config).encode())
         with DistWriter(tar) as writer:
             for name, shape in shapes.items():
-                key, number = stacked_key(name)
-                zeros = np.zeros(shape, np.uint16)
-                if number is None:
-                    writer.add(key, shape, (0,) * len(shape), zeros, "bfloat16")
-                else:
-                    whole = (config["num_layers"], *shape)
-                    writer.add(key, whole, (number, *(0,) * len(shape)), zeros[None], "bfloat16")
+                key, layer = stacked_key(name)  # layer: (number,), or () where nothing is stacked
+                whole = (*(config["num_layers"] for _ in layer), *shape)
+                zeros = np.zeros((1,) * len(layer) + shape, np.uint16)
+                writer.add(key, whole, (*layer, *(0,) * len(shape)), zeros, "bfloat16")
     return max(2 * int(np.prod(shape)) for shape in shapes.values())
 
 
@@ -117,12 +131,6 @@ def put_sparsely(self: FileWriter, data: bytes | memoryview, position: int) -> i
         end = max(position + len(view), os.fstat(file.fileno()).st_size)
         file.truncate(end)
     return len(view)
-
-
-def bytes_read() -> int:
-    """Return the bytes that ended children of this process read, mapped pages not counted."""
-    fields = Path("/proc/self/io").read_text().split()
-    return int(fields[fields.index("rchar:") + 1])
 
 
 def markdown(figures: dict[str, Any]) -> str:

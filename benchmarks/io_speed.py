@@ -1,6 +1,7 @@
-"""Seconds of ``nemoalign convert`` and ``export``, with verification on, beside ``cp`` and ``sync`` of the same bytes.
+"""Seconds of ``nemoalign convert``, ``export`` and ``reshard``, verified, beside ``cp`` and ``sync`` of the same bytes.
 
-Both ways of one Hugging Face directory: convert writes its .nemo, export writes that back. The peer
+Both ways of one Hugging Face directory: convert writes its .nemo, export writes that back; reshard makes the
+.nemo's rank files for two pipeline stages. The peer
 copies the file that was read and syncs the copy; ours syncs its own output before it renames it, and is
 synced once more for good measure. Sources are in the page cache on both sides. In turn, medians; peak
 memory too. Without --model a llama of random weights is made, --gigabytes large.
@@ -19,7 +20,11 @@ from typing import Any
 from random_llama import LAYER_BYTES, random_llama
 from side_by_side import WORK, in_turn, median, publish, ratio, run, table
 
-PAIRS = {"convert": "cp the model's files", "export": "cp the .nemo"}
+PAIRS = {
+    "convert": "cp the model's files",
+    "export": "cp the .nemo",
+    "reshard": "cp the .nemo again",
+}
 
 
 def main() -> None:
@@ -27,18 +32,23 @@ def main() -> None:
     options = parser().parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     model = (options.model and options.model.resolve()) or random_llama(
-        max(1, round(options.gigabytes * 1e9 / LAYER_BYTES))
+        2 * max(1, round(options.gigabytes * 1e9 / LAYER_BYTES / 2))
     )
     folder = WORK / "io"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     archive = folder / "model.nemo"
     nemoalign = [sys.executable, "-m", "nemoalign"]
+    ranks = ["--tp", options.tp, "--pp", "2", "--format", "ranks", "-o"]
     sides = {
         "convert": partial(timed, folder, [*nemoalign, "convert", model, "-o"], archive),
         PAIRS["convert"]: partial(timed, folder, ["cp", "-r", model], folder / "copy"),
         "export": partial(timed, folder, [*nemoalign, "export", archive, "-o"], folder / "back"),
         PAIRS["export"]: partial(timed, folder, ["cp", archive], folder / "copy.nemo"),
+        "reshard": partial(
+            timed, folder, [*nemoalign, "reshard", archive, *ranks], folder / "ranks.nemo"
+        ),
+        PAIRS["reshard"]: partial(timed, folder, ["cp", archive], folder / "copy.nemo"),
     }
     results = in_turn(sides, options.rounds)
     size = size_bytes(model)
@@ -54,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--model", type=Path, help="Hugging Face directory to use instead")
     made.add_argument("--gigabytes", type=float, default=2.0)
+    made.add_argument("--tp", default="2", help="of reshard; must divide the query groups")
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument(
         "--name", default="2gb", help="the results go to .cache/bench/io_speed_NAME.*"

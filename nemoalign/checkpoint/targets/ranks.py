@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ class _Job:
         return infos | repeated
 
 
+_Shard = tuple[str, tuple[str, ...], int, Array]
+"""A tensor's name, its keys in the file, the rank, and what that rank holds of it."""
+
+
 def write_ranks(
     source: Source, target: Path, cut: Cut, spelling: Spelling, reporter: Reporter, verify: str
 ) -> dict[str, Any]:
@@ -153,17 +158,33 @@ def _write_stage(job: _Job, tar: TarWriter, number: int, advance: Any) -> None:
         if "/" in member:
             tar.add_directory(member.rpartition("/")[0])
         writers.append(TorchWriter(tar.reserve(member, size).write, infos))
-    for name, keys in job.keys(number):
-        for member, writer, array in zip(members, writers, job.shards.shards(name), strict=True):
-            for key, part in zip(keys, np.split(array, len(keys)), strict=True):
-                job.sums[member, key] = writer.add(key, part)
-                job.targets.setdefault(name, {})[f"{member}:{key}"] = part.shape
-            advance(array.nbytes)
+    for name, keys, rank, array in _ahead(_pieces(job, number)):
+        member = members[rank]
+        for key, part in zip(keys, np.split(array, len(keys)), strict=True):
+            job.sums[member, key] = writers[rank].add(key, part)
+            job.targets.setdefault(name, {})[f"{member}:{key}"] = part.shape
+        advance(array.nbytes)
     for member, writer in zip(members, writers, strict=True):
         for key, (array, _) in job.buffers.items():
             job.sums[member, key] = writer.add(key, array)
             job.targets.setdefault(key, {})[f"{member}:{key}"] = array.shape
         writer.close()
+
+
+def _pieces(job: _Job, stage: int) -> Iterator[_Shard]:
+    """Yield every tensor of a stage, rank after rank."""
+    for name, keys in job.keys(stage):
+        for rank, array in enumerate(job.shards.shards(name)):
+            yield name, keys, rank, np.ascontiguousarray(array)
+
+
+def _ahead(shards: Iterator[_Shard]) -> Iterator[_Shard]:
+    """Yield what ``shards`` does; the next one is cut on another core while one is written."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, shards, None)
+        while (shard := coming.result()) is not None:
+            coming = worker.submit(next, shards, None)
+            yield shard
 
 
 def _rotary_buffers(source: Source) -> dict[str, tuple[Array, str]]:
