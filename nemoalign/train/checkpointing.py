@@ -189,7 +189,8 @@ def set_damaged_aside(directory: Path) -> list[str]:
             damage = find_damage(newest)
             if damage is None:
                 break
-            aside = newest.with_name(newest.name + ".damaged")
+            # No reader takes a name that begins with a dot for a checkpoint.
+            aside = newest.with_name(f".{newest.name}.damaged")
             newest.rename(aside)
             words.append(f"{newest} is damaged ({damage}); it was renamed to {aside.name}")
     told = [words]

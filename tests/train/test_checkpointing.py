@@ -92,7 +92,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path) -
         file.write_bytes(data)
         (words,) = set_damaged_aside(tmp_path)
     assert "model_weights/__0_0.distcp is not what was written" in words
-    assert f"renamed to {second}.damaged" in words
+    assert f"renamed to .{second}.damaged" in words
     assert find_last(tmp_path).name == first.replace("-last", "")
 
 

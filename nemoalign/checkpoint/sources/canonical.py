@@ -115,7 +115,7 @@ def check_tensors(
     expected = expected_shapes(arch, tensors[EMBEDDING].shape[0])
     check_names(tensors, expected, where)
     for name, shape in expected.items():
-        if tensors[name].shape != shape and not _other_positions(name, tensors[name], arch):
+        if tensors[name].shape != shape:
             raise ShapeError(
                 f'{where}: "{name}" has shape {list(tensors[name].shape)}, but its configuration '
                 f"asks for {list(shape)}. One of the two belongs to another model."
@@ -149,12 +149,6 @@ def check_names(
 
 def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _other_positions(name: str, info: TensorInfo, arch: Architecture) -> bool:
-    """Older archives size learned positions by max_position_embeddings."""
-    shape = (arch.max_position_embeddings, arch.hidden_size)
-    return name == "embedding.position_embeddings.weight" and info.shape == shape
 
 
 def optimizer_state(found: Found) -> dict[str, Place]:

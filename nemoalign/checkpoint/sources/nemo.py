@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoalign.archive.files import Container, Region
+from nemoalign.archive.store import TensorInfo
 from nemoalign.checkpoint.settings.adapter import read_adapter
 from nemoalign.checkpoint.settings.reward import with_head
 from nemoalign.checkpoint.settings.values import read_architecture, section
@@ -17,7 +18,7 @@ from nemoalign.checkpoint.settings.vocabulary import checked_vocabulary, real_vo
 from nemoalign.checkpoint.sources.canonical import check_tensors
 from nemoalign.checkpoint.sources.layouts import open_weights
 from nemoalign.checkpoint.sources.ranks import Weights
-from nemoalign.checkpoint.sources.source import EMBEDDING, Source
+from nemoalign.checkpoint.sources.source import EMBEDDING, POSITIONS, Source
 from nemoalign.checkpoint.sources.upgrade import upgraded_config
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.checkpoint_yaml import parse_checkpoint_config
@@ -92,8 +93,10 @@ def assemble(
     legacy_config = settings.stored if weights.is_legacy else None
     if weights.is_legacy:
         settings = settings.upgraded()
-    config = settings.resolved
-    arch = with_head(settings.architecture(), weights.model.tensors, config, str(path))
+    arch = with_head(settings.architecture(), weights.model.tensors, settings.resolved, str(path))
+    table = _table_length(weights.model.tensors, arch)
+    arch = replace(arch, **table)
+    config = settings.resolved | table
     hf_config = _hf_config(files, str(path))
     vocab_size, warnings = _check(weights, arch, config, hf_config, files, str(path))
     return Source(
@@ -101,7 +104,7 @@ def assemble(
         kind=kind,
         layout=weights.described,
         config=config,
-        stored_config=settings.stored,
+        stored_config=settings.stored | table,
         arch=arch,
         family=family_for_nemo(config, hf_config),
         vocab_size=vocab_size,
@@ -114,6 +117,15 @@ def assemble(
         warnings=warnings,
         legacy_config=legacy_config,
     )
+
+
+def _table_length(tensors: Mapping[str, TensorInfo], arch: Architecture) -> dict[str, int]:
+    """Return the sequence length where learned positions were sized by the other of NeMo's two fields."""
+    table = tensors.get(POSITIONS)
+    rows = arch.max_position_embeddings
+    if table is None or table.shape != (rows, arch.hidden_size):
+        return {}
+    return {"encoder_seq_length": rows} if rows != arch.encoder_seq_length else {}
 
 
 def read_configs(container: Container) -> tuple[dict[str, Any], dict[str, Any]]:

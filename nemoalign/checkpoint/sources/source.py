@@ -17,6 +17,7 @@ from nemoalign.weights.tensors import parts_of
 
 EMBEDDING = "embedding.word_embeddings.weight"
 HEAD = "output_layer.weight"
+POSITIONS = "embedding.position_embeddings.weight"
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head", "adapter")
 

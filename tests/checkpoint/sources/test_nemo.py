@@ -125,3 +125,13 @@ def test_the_target_of_an_archive_is_a_label_and_never_imported(folder):
     edit(folder, "megatron_gpt_model.MegatronGPTModel", "os.system")
     assert open_source(folder).config["target"].endswith("os.system")
     shutil.rmtree(folder)
+
+
+def test_learned_positions_may_be_sized_by_either_of_nemos_two_fields(tmp_path):
+    with tarfile.open(FIXTURES / "gpt_tp1_dist.nemo") as tar:
+        tar.extractall(tmp_path / "m", filter="data")
+    edit(tmp_path / "m", "\nencoder_seq_length: 128\n", "\nencoder_seq_length: 64\n")
+    source = open_source(tmp_path / "m")
+    assert source.weights.tensors["embedding.position_embeddings.weight"].shape[0] == 128
+    assert source.arch.encoder_seq_length == 128
+    assert source.config["encoder_seq_length"] == source.stored_config["encoder_seq_length"] == 128
