@@ -30,6 +30,7 @@ from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.check import check_complete
+from nemoalign.data.preview import preview
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.errors import ConflictError
 from nemoalign.log import PlainReporter, speaking_rank
@@ -96,6 +97,9 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     inputs = read_inputs(config, tokenizer)
     for line in inputs.report():
         reporter.say(line)
+    if inputs.train is not None:
+        for line in preview(inputs.train, tokenizer, config.model.data.preview):
+            reporter.say(line)
     return Prepared(source, arch, layout, tokenizer, inputs)
 
 

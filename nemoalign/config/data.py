@@ -77,6 +77,16 @@ class DataConfig(Section):
     chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
+    preview: int = setting(
+        0,
+        "Show so many samples as they are trained, the learned text between brackets.",
+        flag="--preview",
+        metavar="N",
+        at_least=0,
+        shown="none",
+        transient=True,
+        panel="Checkpoint and data",
+    )
     format: Literal[
         "auto",
         "tokens",
