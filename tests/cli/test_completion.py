@@ -67,8 +67,13 @@ class Zsh:
 
     def offers(self, line: str, wanted: set[str]) -> str:
         """Return what the screen shows after ``line`` and Tab, at the latest once all is there."""
-        os.write(self.screen, f"\x15{line}\t".encode())  # Ctrl-U empties the line first
-        return self.read_until(wanted, ask=b"\x18")
+        shown = ""
+        for _ in range(3):  # a busy machine may show the line again before the list is made
+            os.write(self.screen, f"\x15{line}\t".encode())  # Ctrl-U empties the line first
+            shown = self.read_until(wanted, ask=b"\x18", seconds=8)
+            if all(word in shown for word in wanted):
+                break
+        return shown
 
     def read_until(self, wanted: set[str], ask: bytes = b"", seconds: float = 20) -> str:
         """Read the screen until it shows every wanted word; ``ask`` makes it show the line again."""
