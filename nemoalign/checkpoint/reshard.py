@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.sources.source import Source
 from nemoalign.checkpoint.sources.stores import JoinedStore
-from nemoalign.checkpoint.targets.cut import Cut, cut_for
+from nemoalign.checkpoint.targets.cut import Cut, ReshardOptions, cut_for
 from nemoalign.checkpoint.targets.nemo import write_nemo
 from nemoalign.checkpoint.targets.optimizer import optimizer_of
 from nemoalign.checkpoint.targets.ranks import write_ranks
@@ -20,27 +20,6 @@ from nemoalign.checkpoint.vit.source import VitSource
 from nemoalign.errors import ConfigError, ContentError
 from nemoalign.log import Reporter
 from nemoalign.weights.spelling import Spelling, layers_of, spelling_of
-
-FORMATS = ("auto", "dist", "ranks")
-"""What ``--format`` takes; ``auto`` is the source's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReshardOptions:
-    """How a checkpoint is resharded: the flags of ``reshard``."""
-
-    tp: int
-    pp: int = 1
-    ep: int = 1
-    vp: int | None = None
-    format: str = "auto"
-    with_optimizer: bool = False
-    verify: str = "hash"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ConfigError(f"--format is {self.format}; use one of {', '.join(FORMATS)}.")
 
 
 def reshard(

@@ -51,8 +51,8 @@ def reshard(typed: Mapping[str, Any]) -> None:
     """Rewrite a checkpoint for other tensor and pipeline parallel sizes."""
     known = flags.read(ReshardFlags, typed)
 
-    from nemoalign.checkpoint.reshard import ReshardOptions
     from nemoalign.checkpoint.reshard import reshard as reshard_checkpoint
+    from nemoalign.checkpoint.targets.cut import ReshardOptions
 
     options = ReshardOptions(
         tp=known.tp,

@@ -30,7 +30,7 @@ from nemoalign.train.sums import find_damage, write_sums
 if TYPE_CHECKING:
     from nemoalign.archive.files import Region
     from nemoalign.train.learner import Learner
-    from nemoalign.train.loop import Progress
+    from nemoalign.train.progress import Progress
 
 WEIGHTS = "model_weights"
 PROGRESS = "progress.json"

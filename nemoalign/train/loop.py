@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from nemoalign.errors import Interrupted, Stopped
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_means, reduce_sums
+from nemoalign.train.progress import Progress
 from nemoalign.train.stopping import Asked, Requests
 
 if TYPE_CHECKING:
@@ -44,22 +45,6 @@ class LoopSettings:
     patience: int = 0
     min_delta: float = 0.0
     monitor: str = "val_loss"
-
-
-@dataclass
-class Progress:
-    """Where a run stands; the only state of the loop, saved with every checkpoint."""
-
-    step: int = 0
-    consumed_samples: int = 0
-    epoch: int = 0
-    tokens: float = 0.0
-    val_metrics: dict[str, float] | None = None
-    skipped: int = 0
-    """Steps that were not applied because loss or gradient was not finite."""
-    skipped_in_a_row: int = 0
-    monitored: list[float] = field(default_factory=list)
-    """The monitored metric at every validation so far."""
 
 
 class Trainer:

@@ -11,7 +11,8 @@ import pytest
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
 from nemoalign.checkpoint.plan import plan
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import ReshardOptions
 from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.errors import ConflictError, ContentError
 from tests.checkpoint.models import FIXTURES

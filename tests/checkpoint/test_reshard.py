@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import ReshardOptions
 from nemoalign.errors import ConfigError, ConflictError, ContentError
 from tests.checkpoint.models import FIXTURES, state_of
 from tests.checkpoint.rank_files import assert_same_files, load_ranks, shard

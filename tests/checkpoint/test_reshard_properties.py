@@ -12,7 +12,8 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import ReshardOptions
 from nemoalign.log import PlainReporter
 from tests.checkpoint.rank_files import load_ranks
 

@@ -8,7 +8,7 @@ from nemoalign.errors import SourceError
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.checkpointing import Checkpointer, Contents, find_last, set_damaged_aside
-from nemoalign.train.loop import Progress
+from nemoalign.train.progress import Progress
 from tests.train import bench
 
 ONE = ParallelLayout(1)

@@ -13,6 +13,27 @@ from nemoalign.parallel.layout import check_tensor_parallel, choices, divisors
 from nemoalign.parallel.stages import UnevenStages, stage_layers
 from nemoalign.weights.names import layer_of
 
+FORMATS = ("auto", "dist", "ranks")
+"""What ``--format`` takes; ``auto`` is the source's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardOptions:
+    """How a checkpoint is resharded: the flags of ``reshard``."""
+
+    tp: int
+    pp: int = 1
+    ep: int = 1
+    vp: int | None = None
+    format: str = "auto"
+    with_optimizer: bool = False
+    verify: str = "hash"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"--format is {self.format}; use one of {', '.join(FORMATS)}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:

@@ -14,7 +14,7 @@ from nemoalign.errors import ConfigError
 from nemoalign.log import Reporter
 
 if TYPE_CHECKING:
-    from nemoalign.checkpoint.reshard import ReshardOptions
+    from nemoalign.checkpoint.targets.cut import ReshardOptions
 
 
 def export_vit(

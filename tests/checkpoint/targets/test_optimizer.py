@@ -17,7 +17,8 @@ from nemoalign.archive.dist_write import DistWriter
 from nemoalign.archive.files import open_container
 from nemoalign.archive.tar import TarWriter
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import ReshardOptions
 from nemoalign.checkpoint.targets.optimizer import optimizer_of
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
 from nemoalign.errors import ConfigError, ContentError, NemoAlignError

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nemoalign.checkpoint.check import check
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
-from nemoalign.checkpoint.targets.cut import Cut
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import Cut, ReshardOptions
 from nemoalign.checkpoint.targets.ranks import member_name
 from nemoalign.errors import VerificationError
 from tests.checkpoint.models import FIXTURES, BitFlip
@@ -109,7 +109,8 @@ def test_bytes_that_change_after_writing_fail_the_reshard(tmp_path):
 
 PEAK = """
 import sys
-from nemoalign.checkpoint.reshard import ReshardOptions, reshard
+from nemoalign.checkpoint.reshard import reshard
+from nemoalign.checkpoint.targets.cut import ReshardOptions
 from nemoalign.log import PlainReporter
 quiet = PlainReporter(quiet=True)
 source, folder = sys.argv[1:]

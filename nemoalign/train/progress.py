@@ -1,0 +1,21 @@
+"""Where a run stands: what a checkpoint keeps beside weights, optimizer and random streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """Where a run stands; the only state of the loop, saved with every checkpoint."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    epoch: int = 0
+    tokens: float = 0.0
+    val_metrics: dict[str, float] | None = None
+    skipped: int = 0
+    """Steps that were not applied because loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    monitored: list[float] = field(default_factory=list)
+    """The monitored metric at every validation so far."""
