@@ -1,5 +1,6 @@
 """Falcon 7B, 40B and 180B: attention and MLP side by side. Converted, but not trained."""
 
+from nemoalign.families.llama import ROTARY
 from nemoalign.weights.activation_rules import Gelu
 from nemoalign.weights.config_rules import Field, Only, Positions, Rope
 from nemoalign.weights.falcon_rules import FalconShape
@@ -120,19 +121,13 @@ FAMILY = Family(
         Field("init_method_std", "initializer_range", 0.02),
         Field("share_embeddings_and_output_weights", "tie_word_embeddings", True),
     ),
-    fixed={
+    fixed=ROTARY
+    | {
         "normalization": ("layernorm",),
-        "layernorm_zero_centered_gamma": (False,),
         "activation": ("gelu",),
         "qkv_bias": (False,),
-        "qk_layernorm": (False,),
-        "position_embedding_type": ("rope",),
-        "rotary_percentage": (1.0,),
-        "rotary_interleaved": (False,),
-        "apply_embedding_scaling": (False,),
         "window_size": (None,),
         "num_moe_experts": (None,),
-        "transformer_block_type": ("pre_ln",),
     },
     facts={"heads_fill_hidden": (True,)},
     layer_spec="megatron_falcon_gpt",

@@ -1,10 +1,22 @@
 """Gemma 1: llama's tensors with gamma kept minus one, wide heads, and a scaled, tied embedding."""
 
 from nemoalign.families.llama import FAMILY as LLAMA
+from nemoalign.families.llama import ROTARY, SIZES
 from nemoalign.weights.activation_rules import Gelu
 from nemoalign.weights.config_rules import Field, Heads, Only, Positions, Rope
 from nemoalign.weights.gamma_ops import CenterGamma
 from nemoalign.weights.rules import Family, WeightRule
+
+# What both generations of Gemma have in common.
+SCALED = ROTARY | {
+    "normalization": ("rmsnorm",),
+    "layernorm_zero_centered_gamma": (True, False),
+    "activation": ("fast-geglu", "geglu"),
+    "bias": (False,),
+    "qkv_bias": (False,),
+    "apply_embedding_scaling": (True,),
+    "num_moe_experts": (None,),
+}
 
 FAMILY = Family(
     name="gemma",
@@ -25,10 +37,7 @@ FAMILY = Family(
         WeightRule("decoder.final_layernorm.weight", "model.norm.weight", CenterGamma()),
     ),
     config=(
-        Field("num_layers", "num_hidden_layers"),
-        Field("hidden_size", "hidden_size"),
-        Field("ffn_hidden_size", "intermediate_size"),
-        Field("num_attention_heads", "num_attention_heads"),
+        *SIZES,
         Heads(groups=16, width=256),
         Positions(),
         Rope(),
@@ -48,20 +57,9 @@ FAMILY = Family(
         Field("init_method_std", "initializer_range", 0.02),
         Field("share_embeddings_and_output_weights", "tie_word_embeddings", True),
     ),
-    fixed={
-        "normalization": ("rmsnorm",),
-        "layernorm_zero_centered_gamma": (True, False),
-        "activation": ("fast-geglu", "geglu"),
-        "bias": (False,),
-        "qkv_bias": (False,),
-        "qk_layernorm": (False,),
-        "position_embedding_type": ("rope",),
-        "rotary_percentage": (1.0,),
-        "rotary_interleaved": (False,),
-        "apply_embedding_scaling": (True,),
+    fixed=SCALED
+    | {
         "window_size": (None,),
-        "num_moe_experts": (None,),
-        "transformer_block_type": ("pre_ln",),
     },
     facts={"gelu_is_tanh": (True,)},
     ignored_hf=LLAMA.ignored_hf,

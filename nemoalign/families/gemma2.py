@@ -1,6 +1,8 @@
 """Gemma 2: Gemma with norms behind attention and MLP, capped logits, and windows in turn."""
 
-from nemoalign.families.llama import FAMILY as LLAMA
+from nemoalign.families.gemma import FAMILY as GEMMA
+from nemoalign.families.gemma import SCALED
+from nemoalign.families.llama import SIZES
 from nemoalign.weights.activation_rules import Gelu
 from nemoalign.weights.config_rules import Field, Heads, Only, Positions, Rope
 from nemoalign.weights.gamma_ops import CenterGamma
@@ -13,12 +15,7 @@ FAMILY = Family(
     hf_model_type="gemma2",
     layer_spec="megatron_gemma2",
     weights=(
-        *LLAMA.weights,
-        WeightRule(
-            "decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight",
-            "model.layers.{i}.input_layernorm.weight",
-            CenterGamma(),
-        ),
+        *GEMMA.weights,
         WeightRule(
             "decoder.layers.{i}.self_attention.linear_proj.post_layernorm.weight",
             "model.layers.{i}.post_attention_layernorm.weight",
@@ -34,13 +31,9 @@ FAMILY = Family(
             "model.layers.{i}.post_feedforward_layernorm.weight",
             CenterGamma(),
         ),
-        WeightRule("decoder.final_layernorm.weight", "model.norm.weight", CenterGamma()),
     ),
     config=(
-        Field("num_layers", "num_hidden_layers"),
-        Field("hidden_size", "hidden_size"),
-        Field("ffn_hidden_size", "intermediate_size"),
-        Field("num_attention_heads", "num_attention_heads"),
+        *SIZES,
         Heads(groups=4, width=256),
         Positions(),
         Rope(),
@@ -58,20 +51,7 @@ FAMILY = Family(
         Field("init_method_std", "initializer_range", 0.02),
         Field("share_embeddings_and_output_weights", "tie_word_embeddings", True),
     ),
-    fixed={
-        "normalization": ("rmsnorm",),
-        "layernorm_zero_centered_gamma": (True, False),
-        "activation": ("fast-geglu", "geglu"),
-        "bias": (False,),
-        "qkv_bias": (False,),
-        "qk_layernorm": (False,),
-        "position_embedding_type": ("rope",),
-        "rotary_percentage": (1.0,),
-        "rotary_interleaved": (False,),
-        "apply_embedding_scaling": (True,),
-        "num_moe_experts": (None,),
-        "transformer_block_type": ("pre_ln",),
-    },
+    fixed=SCALED,
     facts={"gelu_is_tanh": (True,)},
-    ignored_hf=LLAMA.ignored_hf,
+    ignored_hf=GEMMA.ignored_hf,
 )

@@ -4,6 +4,34 @@ from nemoalign.weights.config_rules import Choice, Field, Heads, Only, Positions
 from nemoalign.weights.ops import FuseGateUp, FuseQKV, PadVocab
 from nemoalign.weights.rules import Family, WeightRule
 
+# The sizes, as most families spell them.
+SIZES = (
+    Field("num_layers", "num_hidden_layers"),
+    Field("hidden_size", "hidden_size"),
+    Field("ffn_hidden_size", "intermediate_size"),
+    Field("num_attention_heads", "num_attention_heads"),
+)
+
+SILU = Choice("activation", "hidden_act", {"fast-swiglu": "silu", "swiglu": "silu"}, "silu")
+
+# What decoders with rotary positions have in common; a family states what it has otherwise.
+ROTARY = {
+    "layernorm_zero_centered_gamma": (False,),
+    "qk_layernorm": (False,),
+    "position_embedding_type": ("rope",),
+    "rotary_percentage": (1.0,),
+    "rotary_interleaved": (False,),
+    "apply_embedding_scaling": (False,),
+    "transformer_block_type": ("pre_ln",),
+}
+
+# The norm and the MLP of llama and its kin.
+GATED_SILU = {
+    "normalization": ("rmsnorm",),
+    "activation": ("fast-swiglu", "swiglu"),
+    "openai_gelu": (False,),
+}
+
 FAMILY = Family(
     name="llama",
     hf_architectures=("LlamaForCausalLM",),
@@ -69,35 +97,24 @@ FAMILY = Family(
         WeightRule("output_layer.weight", "lm_head.weight", PadVocab(), when="untied"),
     ),
     config=(
-        Field("num_layers", "num_hidden_layers"),
-        Field("hidden_size", "hidden_size"),
-        Field("ffn_hidden_size", "intermediate_size"),
-        Field("num_attention_heads", "num_attention_heads"),
+        *SIZES,
         Heads(),
         Positions(),
         Rope(),
         Only("partial_rotary_factor", 1.0),
-        Choice("activation", "hidden_act", {"fast-swiglu": "silu", "swiglu": "silu"}, "silu"),
+        SILU,
         Field("bias", "attention_bias", False),
         Field("bias", "mlp_bias", False),
         Field("layernorm_epsilon", "rms_norm_eps", 1e-6),
         Field("init_method_std", "initializer_range", 0.02),
         Field("share_embeddings_and_output_weights", "tie_word_embeddings", False),
     ),
-    fixed={
-        "normalization": ("rmsnorm",),
-        "layernorm_zero_centered_gamma": (False,),
-        "activation": ("fast-swiglu", "swiglu"),
-        "openai_gelu": (False,),
+    fixed=ROTARY
+    | GATED_SILU
+    | {
         "qkv_bias": (False,),
-        "qk_layernorm": (False,),
-        "position_embedding_type": ("rope",),
-        "rotary_percentage": (1.0,),
-        "rotary_interleaved": (False,),
-        "apply_embedding_scaling": (False,),
         "window_size": (None,),
         "num_moe_experts": (None,),
-        "transformer_block_type": ("pre_ln",),
     },
     ignored_hf=("model.layers.{i}.self_attn.rotary_emb.inv_freq",),
 )

@@ -1,6 +1,7 @@
 """Nemotron (Minitron, Nemotron-4): squared ReLU without a gate, layernorm1p, partial rotary."""
 
 from nemoalign.families.llama import FAMILY as LLAMA
+from nemoalign.families.llama import SIZES
 from nemoalign.weights.config_rules import Choice, Field, Heads, Positions, Rope
 from nemoalign.weights.rules import Family, WeightRule
 
@@ -29,10 +30,7 @@ FAMILY = Family(
         WeightRule("decoder.final_layernorm.bias", "model.norm.bias"),
     ),
     config=(
-        Field("num_layers", "num_hidden_layers"),
-        Field("hidden_size", "hidden_size"),
-        Field("ffn_hidden_size", "intermediate_size"),
-        Field("num_attention_heads", "num_attention_heads"),
+        *SIZES,
         Heads(),
         Positions(),
         Rope(),
