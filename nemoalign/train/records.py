@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -33,8 +34,6 @@ class RunDirectory:
         Raises:
             ConflictError: when another process writes to this run directory.
         """
-        import fcntl  # noqa: PLC0415 - absent on Windows, where only the checkpoint commands run
-
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         try:

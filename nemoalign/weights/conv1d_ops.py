@@ -9,21 +9,12 @@ import numpy as np
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ShapeError
-from nemoalign.weights.ops import Array, FuseQKV, Shape
+from nemoalign.weights.ops import Array, FuseQKV, Op, Shape
 
 
 @dataclass(frozen=True)
-class Transpose:
+class Transpose(Op):
     """The same matrix with rows and columns exchanged; a bias stays as it is."""
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Rows become columns."""
-        return False
-
-    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Return the one part, transposed."""
-        return (self.to_megatron(parts, arch),)
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Return the one part, transposed."""
@@ -43,17 +34,8 @@ class Transpose:
 
 
 @dataclass(frozen=True)
-class FuseTransposedQKV:
+class FuseTransposedQKV(Transpose):
     """GPT-2's one matrix [hidden, query | key | value], packed per head as ``FuseQKV`` packs it."""
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Rows of query, key and value interleave."""
-        return False
-
-    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Return the packed tensor as one run."""
-        return (self.to_megatron(parts, arch),)
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Return the packed tensor [rows of linear_qkv, hidden], or its bias."""
@@ -71,8 +53,3 @@ class FuseTransposedQKV:
         """Return [hidden, query | key | value], or the bias."""
         whole = np.concatenate(FuseQKV().to_hf(array, arch, vocab_size))
         return (np.ascontiguousarray(whole.T),)
-
-    def hf_shapes(self, shape: Shape, arch: Architecture, vocab_size: int) -> tuple[Shape, ...]:
-        """Return the sizes in the other order."""
-        del arch, vocab_size
-        return (shape[::-1],)

@@ -10,25 +10,16 @@ import numpy as np
 from nemoalign.archive.dtypes import cast
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
-from nemoalign.weights.ops import Array, Shape
+from nemoalign.weights.ops import Array, Op, Shape
 
 
 @dataclass(frozen=True)
-class CenterGamma:
+class CenterGamma(Op):
     """Gamma - 1 in Hugging Face; in NeMo the same with ``layernorm_zero_centered_gamma``, else gamma.
 
     We always write the first form, so that nothing is rounded. NeMo's own Gemma archives have the
     second: gamma - 1 is exact for every gamma from 0.5 to 256, and rounded outside (``is_exact``).
     """
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Values may change, so the tensor is never passed through unread."""
-        return False
-
-    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Return the weight in NeMo's form."""
-        return (self.to_megatron(parts, arch),)
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Return the weight in the form ``arch`` asks for."""

@@ -25,8 +25,8 @@ class Op(Protocol):
     """One exact operation between the tensors of a Hugging Face model and one Megatron tensor."""
 
     def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Return the arrays that, stacked along dim 0, are the Megatron tensor."""
-        ...
+        """Return the arrays that, stacked along dim 0, are the Megatron tensor: one, unless it is cheaper."""
+        return (self.to_megatron(parts, arch),)
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Return the Megatron tensor made of the Hugging Face ``parts``. Inverse of ``to_hf``."""
@@ -43,11 +43,11 @@ class Op(Protocol):
     @property
     def keeps_rows(self) -> bool:
         """True when the parts are the tensor's rows one part after the other: they can be read alone."""
-        ...
+        return False
 
 
 @dataclass(frozen=True)
-class Copy:
+class Copy(Op):
     """The same tensor under another name."""
 
     @property
@@ -77,21 +77,12 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class FuseQKV:
+class FuseQKV(Op):
     """Query, key and value projections (weights or biases), packed per query group.
 
     Rows of the Megatron tensor are [groups, heads per group + 2, head_dim]: for each group its query
     heads, then its key head, then its value head.
     """
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Rows of the three parts interleave."""
-        return False
-
-    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
-        """Return the packed tensor as one run: the rows of the three parts interleave."""
-        return (self.to_megatron(parts, arch),)
 
     def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Return (q, k, v) packed into one tensor of ``arch.qkv_rows`` rows."""
@@ -122,7 +113,7 @@ class FuseQKV:
 
 
 @dataclass(frozen=True)
-class FuseGateUp:
+class FuseGateUp(Op):
     """The two input projections of a gated MLP, stacked as [gate; up]."""
 
     @property
@@ -156,7 +147,7 @@ class FuseGateUp:
 
 
 @dataclass(frozen=True)
-class PadVocab:
+class PadVocab(Op):
     """An embedding or output table whose rows at or above the vocabulary mean nothing."""
 
     @property
@@ -193,21 +184,12 @@ class PadVocab:
 
 
 @dataclass(frozen=True)
-class Absent:
+class Absent(Op):
     """A tensor Hugging Face's model does not have: zeros on the way in, left out on the way back."""
 
-    @property
-    def keeps_rows(self) -> bool:
-        """There are no parts."""
-        return False
-
-    def runs(self, parts: Sequence[Array], arch: Architecture) -> tuple[Array, ...]:
+    def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
         """Fail: nothing is made of no parts; whoever knows the shape makes the zeros."""
         raise AssertionError("a tensor that Hugging Face lacks has no parts")
-
-    def to_megatron(self, parts: Sequence[Array], arch: Architecture) -> Array:
-        """Fail, as ``runs`` does."""
-        return self.runs(parts, arch)[0]
 
     def to_hf(self, array: Array, arch: Architecture, vocab_size: int) -> tuple[Array, ...]:
         """Return nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -48,15 +47,6 @@ FALCON = {
     "mcore_customization_config": {"new_decoder_architecture": False, "parallel_attention": True},
 }
 STARCODER2 = {"normalization": "layernorm", "activation": "gelu", "bias": True}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_family_file_holds_only_a_docstring_imports_and_assignments(path):
-    body = ast.parse(path.read_text()).body
-    assert isinstance(body[0], ast.Expr)
-    assert all(isinstance(node, ast.ImportFrom | ast.Import | ast.Assign) for node in body[1:])
-    banned = (ast.Lambda, ast.IfExp, ast.ListComp, ast.DictComp, ast.GeneratorExp)
-    assert not [node for node in ast.walk(ast.Module(body, [])) if isinstance(node, banned)]
 
 
 def test_every_file_of_the_package_is_a_family():
