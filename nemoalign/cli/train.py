@@ -104,9 +104,12 @@ def _run(row: AlgorithmRow, typed: Mapping[str, Any]) -> None:
     for warning in merged.warnings:
         reporter.warn(warning)
 
-    from nemoalign import run
+    if known.dry_run:
+        from nemoalign.run.prepare import plan as carry_out
+    else:
+        from nemoalign.run.train import train as carry_out
 
-    result = run.plan(merged, reporter) if known.dry_run else run.train(merged, reporter)
+    result = carry_out(merged, reporter)
     if speaking_rank():
         show.result(result, as_json=known.json)
 

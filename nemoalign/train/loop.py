@@ -15,9 +15,10 @@ import torch
 
 from nemoalign.errors import Interrupted, Stopped
 from nemoalign.train.health import Health, has_stopped_improving
-from nemoalign.train.metrics import reduce_means, reduce_sums
+from nemoalign.train.metrics import reduce_sums
 from nemoalign.train.progress import Progress
 from nemoalign.train.stopping import Asked, Requests
+from nemoalign.train.validation import measure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,8 +179,7 @@ class Trainer:
         if not asked.stop and (
             is_last or (self.settings.val_every and step % self.settings.val_every == 0)
         ):
-            stopped = self._validate()
-            asked = Asked(stopped.stop, stopped.interrupt, asked.save or stopped.save)
+            asked = asked.joined(self._validate())
         due = self.settings.save_every and step % self.settings.save_every == 0
         if is_last or due or asked.stop or asked.save:
             path = self.checkpointer.save(self.progress)
@@ -197,28 +197,19 @@ class Trainer:
         raise kind(f"Stopped as asked {when}; {saved}. The same command goes on from here.")
 
     def _validate(self) -> Asked:
-        """Compute every validation row once and log the means; a wish to stop ends it without them."""
-        asked = Asked()
+        """Measure the validation rows and log the means; return what was asked for meanwhile."""
         if self.validation is None:
-            return asked
-        parts = []
-        left = len(self.validation.rows)
-        with self.reporter.progress("validating", left, "rows") as bar:
-            for micro_batches in self.validation.once():
-                parts += self.learner.evaluate(micro_batches)
-                _, now = self._agree(0)
-                asked = Asked(now.stop, now.interrupt, asked.save or now.save)
-                if asked.stop:
-                    return asked
-                bar.advance(min(left, self.settings.global_batch_size))
-                left -= self.settings.global_batch_size
-        names = self.learner.algorithm.metric_names
-        means = reduce_means(parts, names, self.learner.backend.device)
-        self.progress.val_metrics = {f"val_{name}": value for name, value in means.items()}
-        if self.settings.monitor in self.progress.val_metrics:
-            self.progress.monitored.append(self.progress.val_metrics[self.settings.monitor])
-        self._log({"split": "val", "step": self.progress.step, **self.progress.val_metrics})
-        return asked
+            return Asked()
+        measured = measure(
+            self.validation, self.learner, self.reporter, lambda: self._agree(0)[1], "validating"
+        )
+        if measured.means is not None:
+            metrics = {f"val_{name}": value for name, value in measured.means.items()}
+            self.progress.val_metrics = metrics
+            if self.settings.monitor in metrics:
+                self.progress.monitored.append(metrics[self.settings.monitor])
+            self._log({"split": "val", "step": self.progress.step, **metrics})
+        return measured.asked
 
     def _log(self, values: Mapping[str, Any]) -> None:
         if self.records is not None:

@@ -35,6 +35,12 @@ class Asked:
         stop, interrupt, save = counts
         return cls(stop > 0, interrupt > 0, save > 0)
 
+    def joined(self, later: Asked) -> Asked:
+        """Return what was asked for at either time."""
+        return Asked(
+            self.stop or later.stop, self.interrupt or later.interrupt, self.save or later.save
+        )
+
 
 class Requests:
     """Context in which a first signal is remembered instead of ending the process."""

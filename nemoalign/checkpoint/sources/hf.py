@@ -94,7 +94,7 @@ def _with_prefix(store: TensorStore, family: Family) -> TensorStore:
     prefix = family.hf_prefix
     if any(name.startswith(prefix) for name in store.tensors):
         return store
-    heads = [name for rule in family.weights if rule.megatron == HEAD for name in rule.hf_names]
+    heads = _head_names(family)
     names = {name if name in heads else prefix + name: name for name in store.tensors}
     return PlacedStore({full: Place(store, name) for full, name in names.items()})
 
@@ -176,8 +176,12 @@ def _tied_copies(
     """Return the head's name where a tied model saved it all the same."""
     if HEAD in {plan.name for plan in plans} or not arch.share_embeddings_and_output_weights:
         return []
-    heads = [name for rule in family.weights if rule.megatron == HEAD for name in rule.hf_names]
-    return [name for name in heads if name in store.tensors]
+    return [name for name in _head_names(family) if name in store.tensors]
+
+
+def _head_names(family: Family) -> list[str]:
+    """Return what the output layer is called."""
+    return [name for rule in family.weights if rule.megatron == HEAD for name in rule.hf_names]
 
 
 def _ignored(name: str, family: Family, copies: list[str]) -> bool:

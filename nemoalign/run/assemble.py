@@ -1,0 +1,105 @@
+"""Model, learner, feeds and loop of a run, put together on this rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megatron.core import parallel_state
+
+from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.model.adapters import with_adapters
+from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.load import load_weights
+from nemoalign.model.lora import LoraSettings, lora_settings
+from nemoalign.train.algorithm import load_algorithm
+from nemoalign.train.checkpointing import Checkpointer, Contents
+from nemoalign.train.inputs import make_feeds
+from nemoalign.train.learner import Learner
+from nemoalign.train.loop import Trainer
+from nemoalign.train.provenance import run_config_yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from megatron.core.models.gpt import GPTModel
+
+    from nemoalign.config.merged import Merged
+    from nemoalign.config.schema import RunConfig
+    from nemoalign.log import Reporter
+    from nemoalign.parallel.device import Backend
+    from nemoalign.run.prepare import Prepared
+    from nemoalign.train.records import RunDirectory
+
+
+def assemble(
+    merged: Merged,
+    made: Prepared,
+    backend: Backend,
+    records: RunDirectory | None,
+    reporter: Reporter,
+) -> Trainer:
+    """Build model, learner, feeds and loop."""
+    config = merged.config
+    lora = lora_settings(config.model.peft)
+    chunks = _loaded_model(config, made, lora)
+    algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
+    learner = Learner(
+        chunks,
+        algorithm,
+        backend,
+        config.model.optim,
+        grad_clip=config.trainer.loop.gradient_clip_val,
+    )
+    trained = learner.trained_parameters()
+    reporter.say(f"training {trained:,} parameters in {config.trainer.precision} on {backend.name}")
+    keep = config.exp_manager.checkpoint_callback_params
+    checkpointer = Checkpointer(
+        run_directory(config) / "checkpoints",
+        learner,
+        Contents(
+            run_config_yaml(merged, made.inputs, made.tokenizer),
+            made.source.files,
+            adapters_only=lora is not None,
+        ),
+        monitor=keep.monitor,
+        keep_top=keep.save_top_k,
+    )
+    dp_rank = parallel_state.get_data_parallel_rank()
+    feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
+    return Trainer(
+        learner,
+        made.inputs.limits,
+        feeds=feeds,
+        checkpointer=checkpointer,
+        records=records,
+        reporter=reporter,
+    )
+
+
+def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
+    """Build this rank's part of the model and fill it from the checkpoint."""
+    chunks = build_model(
+        made.arch,
+        made.source.vocab_size,
+        made.layout,
+        precision=config.trainer.precision,
+        settings=ModelSettings(
+            hidden_dropout=config.model.hidden_dropout,
+            attention_dropout=config.model.attention_dropout,
+            recompute=config.model.activations_checkpoint_granularity or "none",
+            seed=config.model.seed,
+        ),
+        lora=lora,
+    )
+    weights = made.source.weights
+    if config.model.peft.restore_from_path is not None:
+        assert lora is not None, "check_rules refuses --adapter without --lora"
+        weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
+    load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
+    return chunks
+
+
+def run_directory(config: RunConfig) -> Path:
+    """Return the directory a run writes to."""
+    assert config.exp_manager.explicit_log_dir is not None, "the command line decides it"
+    return config.exp_manager.explicit_log_dir

@@ -1,0 +1,115 @@
+"""One training run from start to archive, on this rank. Read it top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nemoalign.parallel.device import select_backend
+
+# The device decides how megatron-core's modules see torch, so it is chosen before they are imported.
+select_backend()
+
+from nemoalign.checkpoint.convert import convert
+from nemoalign.checkpoint.targets.writing import WriteOptions
+from nemoalign.errors import ConflictError
+from nemoalign.log import PlainReporter, speaking_rank
+from nemoalign.parallel.state import start
+from nemoalign.run.assemble import assemble, run_directory
+from nemoalign.run.prepare import Prepared, prepare
+from nemoalign.train.checkpointing import find_last, set_damaged_aside
+from nemoalign.train.continuing import check_continues
+from nemoalign.train.records import RunDirectory
+
+if TYPE_CHECKING:
+    from nemoalign.config.merged import Merged
+    from nemoalign.config.schema import RunConfig
+    from nemoalign.log import Reporter
+    from nemoalign.train.loop import Trainer
+
+
+def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
+    """Run the whole training on this rank and return its summary, equal on every rank.
+
+    Raises:
+        NemoAlignError: with the exit code of what went wrong.
+    """
+    if not speaking_rank():
+        reporter = PlainReporter(quiet=True)
+    finished = _already_finished(merged)
+    if finished is not None:
+        reporter.say(f"{run_directory(merged.config)} holds this run, finished; nothing to do")
+        return finished
+    made = prepare(merged, reporter)
+    directory = run_directory(merged.config)
+    with start(made.layout, seed=merged.config.model.seed) as backend:
+        records = RunDirectory(directory) if speaking_rank() else None
+        if records is not None:
+            _open_records(records, merged)
+        torch.distributed.barrier()
+        try:
+            trainer = assemble(merged, made, backend, records, reporter)
+            _resume(trainer, merged.config, reporter)
+            summary = trainer.fit()
+            return _finish(merged, made, trainer, summary, reporter)
+        finally:
+            if records is not None:
+                records.close()
+
+
+def _already_finished(merged: Merged) -> dict[str, Any] | None:
+    """Return the summary of a run that ended here before; refuse a directory of another run.
+
+    Every rank reads the same files before any rank writes one.
+    """
+    manager = merged.config.exp_manager
+    directory = run_directory(merged.config)
+    if manager.overwrite:
+        return None
+    check_continues(directory, merged.to_yaml(), merged.algorithm)
+    if not manager.resume_if_exists and find_last(directory / "checkpoints") is not None:
+        raise ConflictError(
+            f"{directory} holds a run already and --no-resume forbids continuing it. "
+            "Give this one its own directory with -o, or replace it with --overwrite."
+        )
+    return RunDirectory(directory).summary()
+
+
+def _open_records(records: RunDirectory, merged: Merged) -> None:
+    """Take the run directory's lock and write how to repeat the run."""
+    if merged.config.exp_manager.overwrite and records.path.exists():
+        shutil.rmtree(records.path)
+    records.open()
+    records.describe(merged.to_yaml(), [sys.executable, "-m", "nemoalign", *sys.argv[1:]])
+
+
+def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:
+    """Continue from the newest complete checkpoint of the run directory, if there is one."""
+    directory = run_directory(config) / "checkpoints"
+    for damage in set_damaged_aside(directory):
+        reporter.warn(damage)
+    last = find_last(directory)
+    if last is not None:
+        trainer.restore(last)
+        reporter.say(f"continuing {last.parent.parent} after step {trainer.progress.step}")
+
+
+def _finish(
+    merged: Merged, made: Prepared, trainer: Trainer, summary: dict[str, Any], reporter: Reporter
+) -> dict[str, Any]:
+    """Turn the last checkpoint into the run's ``.nemo`` and write the summary, on rank 0."""
+    directory = run_directory(merged.config)
+    archive = directory / f"megatron_gpt_{merged.algorithm}.nemo"
+    if made.inputs.limits.max_steps > 0:
+        summary["archive"] = str(archive)
+    if speaking_rank():
+        last = find_last(directory / "checkpoints")
+        if last is not None:
+            convert(last, archive, WriteOptions(overwrite=True), reporter=reporter)
+        assert trainer.records is not None, "rank 0 keeps the records"
+        trainer.records.finish(summary)
+    torch.distributed.barrier()
+    return summary

@@ -1,0 +1,26 @@
+"""A tiny model, rows, and two finished runs of it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import tiny
+
+SHORT = ["--precision", "fp32", "--gbs", 8, "--mbs", 4, "--max-steps", 2, "--lr", "1e-3"]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A tiny model, rows, and two finished runs: full weights and LoRA on another layout."""
+    root = tmp_path_factory.mktemp("runs")
+    tiny.make_llama(root / "hf")
+    tiny.ok("convert", root / "hf", "-o", root / "m.nemo")
+    tiny.write_rows(root / "train.jsonl", tiny.rows(32, seed=1))
+    tiny.write_rows(root / "val.jsonl", tiny.rows(6, seed=2))
+    data = ["--data", root / "train.jsonl", "--val", root / "val.jsonl"]
+    template = ["--set", "model.data.train_ds.prompt_template=Q: {input}\\nA: {output}"]
+    tiny.ok("sft", "--ckpt", root / "m.nemo", *data, "-o", root / "full", *SHORT, *template)
+    tiny.ok(
+        "sft", "--ckpt", root / "m.nemo", *data, "-o", root / "lora", *SHORT, "--lora", 4, "--tp", 2
+    )
+    return root

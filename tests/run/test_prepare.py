@@ -1,0 +1,74 @@
+"""What is refused or planned before a process group exists, through the real command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands import tiny
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.mark.slow
+def test_dry_run_resolves_everything_and_writes_nothing(made, tmp_path) -> None:
+    out = tiny.ok(
+        "sft", "--ckpt", made / "m.nemo", "--data", made / "train.jsonl", "--gbs", 8, "--tp", 2,
+        "-o", tmp_path / "run", "--dry-run", "--json",
+    )  # fmt: skip
+    plan = json.loads(out)
+    assert plan["steps"] == 4
+    assert plan["layout"]["tp"] == 2
+    assert plan["parameters"] == 214_464
+    assert not (tmp_path / "run").exists()
+
+
+def _wrong(made, tmp_path, **changes) -> tuple[int, str]:
+    flags = {"--ckpt": made / "m.nemo", "--data": made / "train.jsonl", "--gbs": 8, **changes}
+    line = [word for pair in flags.items() for word in pair]
+    result = tiny.command("sft", *line, "-o", tmp_path / "run")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().count("\n\n") == 0, "one paragraph"
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    return result.returncode, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"input": "a", "output": "b"}\n{"input": "a", \n', r"line 2 is not JSON"),
+        ('{"input": "a", "output": "b"}\n{"input": "c", "output": ""}\n', r"line 2"),
+        ("", "empty"),
+    ],
+    ids=["bad json", "empty answer", "no rows"],
+)
+def test_bad_rows_are_exit_8_with_their_line(made, tmp_path, text, says) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    code, message = _wrong(made, tmp_path, **{"--data": tmp_path / "rows.jsonl"})
+    assert code == 8
+    assert says in message
+
+
+@pytest.mark.slow
+def test_checkpoints_that_are_none_are_exit_3(made, tmp_path) -> None:
+    assert _wrong(made, tmp_path, **{"--ckpt": tmp_path / "absent.nemo"})[0] == 3
+    (tmp_path / "text.nemo").write_text("no checkpoint")
+    assert _wrong(made, tmp_path, **{"--ckpt": tmp_path / "text.nemo"})[0] == 3
+    whole = (made / "m.nemo").read_bytes()
+    (tmp_path / "cut.nemo").write_bytes(whole[: len(whole) // 2])
+    code, message = _wrong(made, tmp_path, **{"--ckpt": tmp_path / "cut.nemo"})
+    assert code == 3
+    assert "truncated" in message or "ends" in message
+
+
+@pytest.mark.slow
+def test_layouts_and_lengths_that_do_not_fit_are_exit_2_and_name_what_does(made, tmp_path) -> None:
+    code, message = _wrong(made, tmp_path, **{"--tp": 4})
+    assert code == 2
+    assert "--tp 1 or 2" in message
+    code, message = _wrong(
+        made, tmp_path, **{"--ckpt": FIXTURES / "gpt_tp1_dist.nemo", "--seq-len": 4096}
+    )
+    assert code == 2
+    assert "--seq-len 128" in message

@@ -1,0 +1,66 @@
+"""Whole runs through the real command: what they leave behind, how they go on, how they refuse."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.commands import tiny
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
+    names = {path.name for path in (made / "full").iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "checkpoints", "command.sh", "config.yaml", "metrics.jsonl", "summary.json",
+        "megatron_gpt_sft.nemo", "megatron_gpt_sft.nemo.conversion.json",
+    }  # fmt: skip
+    summary = json.loads((made / "full/summary.json").read_text())
+    assert summary["steps"] == 2
+    val = tiny.read_metrics(made / "full", "val")
+    assert [entry["step"] for entry in val] == [0, 2]
+    assert summary["val_loss"] == val[-1]["val_loss"] < val[0]["val_loss"]
+
+
+@pytest.mark.slow
+def test_the_archive_carries_its_prompt_template(made) -> None:
+    archive = made / "full/megatron_gpt_sft.nemo"
+    assert tiny.ok("inspect", archive, "--template") == "Q: {input}\nA: {output}\n"
+    key = "data.train_ds.prompt_template"
+    assert tiny.ok("inspect", archive, "-k", key) == "Q: {input}\nA: {output}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_a_finished_runs_archive_exports_and_evaluates_to_its_last_loss(
+    made, run, tmp_path
+) -> None:
+    archive = made / run / "megatron_gpt_sft.nemo"
+    tiny.ok("export", archive, "-o", tmp_path / "hf")
+    out = tiny.ok(
+        "sft", "--ckpt", tmp_path / "hf", "--val", made / "val.jsonl", "--max-steps", 0, "--json",
+        "--precision", "fp32", "--gbs", 8, "-o", tmp_path / "run",
+        *(["--set", "model.data.train_ds.prompt_template=Q: {input}\\nA: {output}"] * (run == "full")),
+    )  # fmt: skip
+    expected = json.loads((made / run / "summary.json").read_text())["val_loss"]
+    assert json.loads(out)["val_loss"] == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_and_an_interrupted_one_goes_on(made, tmp_path) -> None:
+    shutil.copytree(made / "full", tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    again = tiny.command("sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run")
+    assert again.returncode == 0
+    assert "finished" in again.stderr
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    (tmp_path / "run/summary.json").unlink()
+    tiny.ok(
+        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--max-steps", 3
+    )
+    assert [entry["step"] for entry in tiny.read_metrics(tmp_path / "run")] == [1, 2, 3]
+    changed = tiny.command(
+        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--lr", "5e-3"
+    )
+    assert changed.returncode == 5
+    assert "model.optim.lr was 0.001 and is 0.005" in changed.stderr

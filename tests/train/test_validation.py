@@ -1,0 +1,58 @@
+"""Measuring rows once, in whatever pieces, and stopping in the middle of it."""
+
+import numpy as np
+import pytest
+
+from nemoalign.data.collate import collate
+from nemoalign.data.dataset import Sample
+from nemoalign.data.sampler import GlobalSampler
+from nemoalign.log import PlainReporter
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.train.feed import Feed
+from nemoalign.train.stopping import Asked
+from nemoalign.train.validation import measure
+from tests.model import tiny
+from tests.train import bench
+
+QUIET = PlainReporter(quiet=True)
+
+
+class Rows:
+    """Five rows of different lengths, and the filler that trains nothing."""
+
+    ids = tiny.batch(5, 9, seed=3).tokens.numpy().astype("int32")
+
+    def __len__(self) -> int:
+        return 5
+
+    def place(self, index: int) -> str:
+        return f"row {index}"
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < 0:
+            return Sample(np.zeros(2, "int32"), np.zeros(2, bool), "filler", is_filler=True)
+        tokens = self.ids[index][: 4 + index]
+        return Sample(tokens, np.arange(len(tokens)) > 1, self.place(index))
+
+
+def feed(global_batch_size: int, micro_batch_size: int) -> Feed:
+    order = GlobalSampler(5, global_batch_size, shuffle=False, drop_last=False)
+    return Feed(Rows(), order, lambda rows: collate(rows, eos_id=bench.EOS), 0, 1, micro_batch_size)
+
+
+def test_every_row_counts_once_however_the_rows_are_cut():
+    with bench.learner(bench.Setup(ParallelLayout(1))) as learner:
+        whole = measure(feed(5, 5), learner, QUIET, Asked, "validating")
+        parts = measure(feed(2, 1), learner, QUIET, Asked, "validating")
+    assert whole.means is not None
+    assert parts.means == pytest.approx(whole.means, rel=1e-6)
+    assert not parts.asked.stop
+
+
+def test_a_wish_to_stop_ends_it_without_means_and_a_wish_to_save_is_kept():
+    wishes = iter([Asked(save=True), Asked(stop=True, interrupt=True), Asked()])
+    with bench.learner(bench.Setup(ParallelLayout(1))) as learner:
+        measured = measure(feed(2, 1), learner, QUIET, lambda: next(wishes), "validating")
+    assert measured.means is None
+    assert measured.asked == Asked(stop=True, interrupt=True, save=True)
+    assert next(wishes) == Asked()  # the third batch was not computed
