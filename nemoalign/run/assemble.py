@@ -17,6 +17,7 @@ from nemoalign.train.inputs import make_feeds
 from nemoalign.train.learner import Learner
 from nemoalign.train.loop import Trainer
 from nemoalign.train.provenance import run_config_yaml
+from nemoalign.train.rotation import Rotation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,16 +54,13 @@ def assemble(
     trained = learner.trained_parameters()
     reporter.say(f"training {trained:,} parameters in {config.trainer.precision} on {backend.name}")
     keep = config.exp_manager.checkpoint_callback_params
-    checkpointer = Checkpointer(
-        run_directory(config) / "checkpoints",
-        learner,
-        Contents(
-            run_config_yaml(merged, made.inputs, made.tokenizer),
-            made.source.files,
-            adapters_only=lora is not None,
-        ),
-        monitor=keep.monitor,
-        keep_top=keep.save_top_k,
+    rotation = Rotation(
+        run_directory(config) / "checkpoints", monitor=keep.monitor, keep_top=keep.save_top_k
+    )
+    contents = Contents(
+        run_config_yaml(merged, made.inputs, made.tokenizer),
+        made.source.files,
+        adapters_only=lora is not None,
     )
     dp_rank = parallel_state.get_data_parallel_rank()
     feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
@@ -70,7 +68,7 @@ def assemble(
         learner,
         made.inputs.limits,
         feeds=feeds,
-        checkpointer=checkpointer,
+        checkpointer=Checkpointer(rotation, learner, contents),
         records=records,
         reporter=reporter,
     )

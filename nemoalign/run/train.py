@@ -20,9 +20,9 @@ from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.parallel.state import start
 from nemoalign.run.assemble import assemble, run_directory
 from nemoalign.run.prepare import Prepared, prepare
-from nemoalign.train.checkpointing import find_last, set_damaged_aside
 from nemoalign.train.continuing import check_continues
 from nemoalign.train.records import RunDirectory
+from nemoalign.train.rotation import find_last, set_damaged_aside
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged

@@ -11,10 +11,11 @@ from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train.checkpointing import Checkpointer, Contents, find_last
+from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed
 from nemoalign.train.loop import LoopSettings, Trainer
 from nemoalign.train.records import RunDirectory
+from nemoalign.train.rotation import Rotation, find_last
 from nemoalign.train.schedule import Schedule
 from tests.commands.tiny import read_metrics
 from tests.train import bench
@@ -63,11 +64,9 @@ def _trainer(directory, learner, *, lr=1e-2, **limits) -> Trainer:
             Feed(rows, order, lambda one: one[0], 0, 1, 1) for order in (shuffled, in_order)
         ),
         checkpointer=Checkpointer(
-            directory / "checkpoints",
+            Rotation(directory / "checkpoints", monitor="val_loss", keep_top=1),
             learner,
             Contents("a: 1\n", {}, adapters_only=True),
-            monitor="val_loss",
-            keep_top=1,
         ),
         records=records,
         reporter=PlainReporter(quiet=True),

@@ -1,0 +1,68 @@
+"""Weights and optimizer of a learner as megatron-core's sharded state: given out, and taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.core import dist_checkpointing
+
+from nemoalign.archive.dist import DistStore
+from nemoalign.archive.files import open_container
+from nemoalign.errors import SourceError
+
+if TYPE_CHECKING:
+    from nemoalign.train.learner import Learner
+
+
+def sharded_state(
+    learner: Learner, *, adapters_only: bool, is_loading: bool = False
+) -> dict[str, Any]:
+    """Return weights and optimizer as megatron-core's sharded state; adapters alone for LoRA."""
+    state: dict[str, Any] = {}
+    for name, chunk in _named_chunks(learner):
+        sharded = chunk.sharded_state_dict(prefix="model.")
+        state[name] = {
+            key.removeprefix("model."): value
+            for key, value in sharded.items()
+            if not key.endswith("_extra_state") and (not adapters_only or "adapter_layer" in key)
+        }
+    weights = state.get("model", state)
+    with learner.backend.optimizer_scope():
+        state["optimizer"] = learner.optimizer.sharded_state_dict(weights, is_loading=is_loading)
+    return state
+
+
+def load_sharded(learner: Learner, weights: Path, *, adapters_only: bool) -> None:
+    """Fill the learner from the sharded state below ``weights``. Collective.
+
+    Raises:
+        SourceError: when it is not of this model, or its pickles name anything that is not data.
+    """
+    # megatron-core unpickles .metadata and common.pt: our allow-list reads both first.
+    DistStore(open_container(weights))
+    wanted = sharded_state(learner, adapters_only=adapters_only, is_loading=True)
+    with quietly():
+        state: Any = dist_checkpointing.load(wanted, str(weights))
+    for name, chunk in _named_chunks(learner):
+        missing, unexpected = chunk.load_state_dict(state[name], strict=False)
+        wrong = [key for key in unexpected if not key.endswith("_extra_state")]
+        if wrong or (missing and not adapters_only):
+            raise SourceError(f"{weights.parent} does not fit this model: {wrong or missing}.")
+    learner.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hide what megatron-core's checkpointing makes torch say about its own coming changes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _named_chunks(learner: Learner) -> list[tuple[str, Any]]:
+    chunks = learner.modules
+    return [("model" if len(chunks) == 1 else f"model{i}", c) for i, c in enumerate(chunks)]
