@@ -146,6 +146,7 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
     for flag, files in (
         ("--data", model.data.train_ds.file_path),
         ("--val", model.data.validation_ds.file_path),
+        ("--test", model.data.test_ds.file_path),
     ):
         missing = [file.path for file in files if not file.path.is_file()]
         if missing:

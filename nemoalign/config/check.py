@@ -18,11 +18,13 @@ def check_complete(config: RunConfig, algorithm: str) -> None:
     Raises:
         ConfigError: naming everything that is missing at once.
     """
-    evaluates = config.trainer.loop.max_steps == 0 and config.model.data.validation_ds.file_path
+    data = config.model.data
+    measured = data.validation_ds.file_path or data.test_ds.file_path
+    evaluates = config.trainer.loop.max_steps == 0 and measured
     missing: dict[str, str] = {}
     if config.pretrained_checkpoint.restore_from_path is None:
         missing["a checkpoint to start from (--ckpt)"] = "--ckpt model.nemo"
-    if not config.model.data.train_ds.file_path and not evaluates:
+    if not data.train_ds.file_path and not evaluates:
         missing["rows to learn from (--data)"] = "--data train.jsonl"
     if missing:
         raise ConfigError(

@@ -71,12 +71,27 @@ class ValidationData(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TestData(Section):
+    """Rows kept for the end; how they become text is the training rows' way."""
+
+    file_path: tuple[DataFile, ...] = setting(
+        (),
+        "Rows to measure the loss on once, at the end.",
+        flag="--test",
+        metavar="FILE",
+        path_kind="file",
+        panel="Checkpoint and data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     """Data and how rows become tokens."""
 
     chat_prompt_tokens: ChatPromptTokens = section(ChatPromptTokens)
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
+    test_ds: TestData = section(TestData)
     preview: int = setting(
         0,
         "Show so many samples as they are trained, the learned text between brackets.",

@@ -138,6 +138,7 @@ QUIET: tuple[str, ...] = (
     "model.data.*_ds.drop_last",
     "model.data.*_ds.pad_to_max_length",
     "model.data.validation_ds.*_batch_size",
+    "model.data.test_ds.*_batch_size",
     "model.data.train_ds.packed_sequence_*",
     "model.peft.lora_tuning.position_embedding_strategy",
 )
@@ -212,6 +213,7 @@ UNHONOURED: Mapping[str, tuple[Any, ...]] = {
 FP8_DETAILS = ("model.fp8_amax_*", "model.fp8_margin", "model.fp8_interval", "model.fp8_hybrid")
 TWINS: Mapping[str, str] = {
     "model.data.validation_ds.": "model.data.train_ds.",
+    "model.data.test_ds.": "model.data.train_ds.",
     "trainer.": "trainer.{algorithm}.",
 }
 """A NeMo key under the first prefix asks for nothing new when the setting under the second says so."""

@@ -19,7 +19,7 @@ class LoopConfig(Section):
     )
     max_steps: int = setting(
         -1,
-        "Optimizer steps, if that comes first; 0 only validates.",
+        "Optimizer steps, if that comes first; 0 only measures --val and --test.",
         flag="--max-steps",
         at_least=-1,
         shown="no limit",

@@ -103,12 +103,13 @@ def check_environment() -> None:
 
 
 def _quieten() -> None:
-    """Silence what megatron-core says at every import about packages nobody needs here."""
+    """Silence what megatron-core says about packages and optimizers nobody needs here."""
     for message in (
         ".*Apex (is|are) not installed",
         "The following imports from `dynamic_context.py`",
         "`torch.jit.script",
         "full scope is deprecated",
+        "WARNING: there is no optimizer on RANK",
         "`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)

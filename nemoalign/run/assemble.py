@@ -43,6 +43,9 @@ def assemble(
     config = merged.config
     lora = lora_settings(config.model.peft)
     chunks = _loaded_model(config, made, lora)
+    if not made.inputs.limits.max_steps:
+        for chunk in chunks:
+            chunk.requires_grad_(False)  # so that no gradients and master weights are kept
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     learner = Learner(
         chunks,
@@ -52,7 +55,8 @@ def assemble(
         grad_clip=config.trainer.loop.gradient_clip_val,
     )
     trained = learner.trained_parameters()
-    reporter.say(f"training {trained:,} parameters in {config.trainer.precision} on {backend.name}")
+    what = f"training {trained:,} parameters" if made.inputs.limits.max_steps else "measuring"
+    reporter.say(f"{what} in {config.trainer.precision} on {backend.name}")
     keep = config.exp_manager.checkpoint_callback_params
     rotation = Rotation(
         run_directory(config) / "checkpoints", monitor=keep.monitor, keep_top=keep.save_top_k

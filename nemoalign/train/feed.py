@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,3 +58,11 @@ class Feed:
 
     def _shares(self, batch: np.ndarray) -> list[np.ndarray]:
         return self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
+
+
+class Feeds(NamedTuple):
+    """What a run learns from and measures on, as far as it has them."""
+
+    train: Feed | None = None
+    validation: Feed | None = None
+    test: Feed | None = None

@@ -13,7 +13,7 @@ from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoder import SftSettings
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.sampler import GlobalSampler
-from nemoalign.train.feed import Feed
+from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings
 from nemoalign.train.schedule import Schedule, default_warmup
 
@@ -31,12 +31,13 @@ class Inputs:
 
     train: SftDataset | None
     validation: SftDataset | None
+    test: SftDataset | None
     sampler: GlobalSampler | None
     limits: LoopSettings
 
     def report(self) -> list[str]:
         """Return what was found in the data, a sentence per file."""
-        found = [rows.report().lines() for rows in (self.train, self.validation) if rows]
+        found = [rows.report().lines() for rows in (self.train, self.validation, self.test) if rows]
         return [line for lines in found for line in lines]
 
 
@@ -46,10 +47,10 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
     Raises:
         DataError: for rows that cannot be used, or fewer than one global batch.
     """
-    train = _dataset(config.model.data.train_ds.file_path, config, tokenizer, "train")
-    validation = _dataset(
-        config.model.data.validation_ds.file_path, config, tokenizer, "validation"
-    )
+    data = config.model.data
+    train = _dataset(data.train_ds.file_path, config, tokenizer, "train")
+    validation = _dataset(data.validation_ds.file_path, config, tokenizer, "validation")
+    test = _dataset(data.test_ds.file_path, config, tokenizer, "test")
     sampler = None
     if train is not None and config.trainer.loop.max_steps != 0:
         sampler = GlobalSampler(
@@ -59,13 +60,13 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
             shuffle=config.model.data.train_ds.shuffle,
             lengths=train.lengths,
         )
-    return Inputs(train, validation, sampler, _limits(config, sampler))
+    return Inputs(train, validation, test, sampler, _limits(config, sampler))
 
 
 def make_feeds(
     inputs: Inputs, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
-) -> tuple[Feed | None, Feed | None]:
-    """Return this rank's training and validation feeds."""
+) -> Feeds:
+    """Return this rank's share of everything a run learns from and measures on."""
     pad_to = layout.tp if layout.splits_sequence else 1
     collated = partial(collate, eos_id=eos_id, pad_to=pad_to)
     share: dict[str, Any] = {
@@ -74,19 +75,23 @@ def make_feeds(
         "dp_size": layout.dp,
         "micro_batch_size": config.model.micro_batch_size,
     }
-    train = validation = None
+    train = None
     if inputs.train is not None and inputs.sampler is not None:
         train = Feed(inputs.train, inputs.sampler, **share)
-    if inputs.validation is not None:
+
+    def measured(rows: SftDataset | None) -> Feed | None:
+        if rows is None:
+            return None
         order = GlobalSampler(
-            total_samples=len(inputs.validation),
+            total_samples=len(rows),
             global_batch_size=config.model.global_batch_size,
             shuffle=False,
             drop_last=False,
-            lengths=inputs.validation.lengths,
+            lengths=rows.lengths,
         )
-        validation = Feed(inputs.validation, order, **share)
-    return train, validation
+        return Feed(rows, order, **share)
+
+    return Feeds(train, measured(inputs.validation), measured(inputs.test))
 
 
 def _dataset(

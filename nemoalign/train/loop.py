@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nemoalign.log import ProgressBar, Reporter
     from nemoalign.train.checkpointing import Checkpointer
-    from nemoalign.train.feed import Feed
+    from nemoalign.train.feed import Feed, Feeds
     from nemoalign.train.learner import Learner, StepResult
     from nemoalign.train.records import RunDirectory
     from nemoalign.train.schedule import Schedule
@@ -56,14 +56,14 @@ class Trainer:
         learner: Learner,
         settings: LoopSettings,
         *,
-        feeds: tuple[Feed | None, Feed | None],
+        feeds: Feeds,
         checkpointer: Checkpointer,
         records: RunDirectory | None,
         reporter: Reporter,
     ) -> None:
         self.learner = learner
         self.settings = settings
-        self.train, self.validation = feeds
+        self.train, self.validation, self.test = feeds
         self.checkpointer = checkpointer
         self.records = records
         self.reporter = reporter
@@ -91,6 +91,7 @@ class Trainer:
             with self.reporter.progress("training", remaining, "steps") as bar:
                 while self.progress.step < self.settings.max_steps and not self._is_done():
                     self._one_step(bar)
+            test_metrics = self._test()
         return {
             "steps": self.progress.step,
             "resumed_at": first_step,
@@ -99,6 +100,7 @@ class Trainer:
             "skipped_steps": self.progress.skipped,
             "seconds": round(time.perf_counter() - started, 3),
             **(self.progress.val_metrics or {}),
+            **test_metrics,
         }
 
     def _is_done(self) -> bool:
@@ -200,16 +202,29 @@ class Trainer:
         """Measure the validation rows and log the means; return what was asked for meanwhile."""
         if self.validation is None:
             return Asked()
-        measured = measure(
-            self.validation, self.learner, self.reporter, lambda: self._agree(0)[1], "validating"
-        )
-        if measured.means is not None:
-            metrics = {f"val_{name}": value for name, value in measured.means.items()}
+        metrics, asked = self._measure(self.validation, "val", "validating")
+        if metrics:
             self.progress.val_metrics = metrics
             if self.settings.monitor in metrics:
                 self.progress.monitored.append(metrics[self.settings.monitor])
-            self._log({"split": "val", "step": self.progress.step, **metrics})
-        return measured.asked
+        return asked
+
+    def _test(self) -> dict[str, float]:
+        """Measure the test rows with what the run ends with, and return the means."""
+        if self.test is None:
+            return {}
+        metrics, asked = self._measure(self.test, "test", "testing")
+        self._stop_if(asked, "before the test rows were measured")
+        return metrics
+
+    def _measure(self, feed: Feed, split: str, what: str) -> tuple[dict[str, float], Asked]:
+        """Measure and log the rows of ``feed``; no means when a wish to stop came first."""
+        measured = measure(feed, self.learner, self.reporter, lambda: self._agree(0)[1], what)
+        if measured.means is None:
+            return {}, measured.asked
+        metrics = {f"{split}_{name}": value for name, value in measured.means.items()}
+        self._log({"split": split, "step": self.progress.step, **metrics})
+        return metrics, measured.asked
 
     def _log(self, values: Mapping[str, Any]) -> None:
         if self.records is not None:

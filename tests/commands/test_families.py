@@ -26,7 +26,7 @@ CONFIGS = {
 }
 
 
-def _loss(directory: Path, made: list[dict]) -> float:
+def loss_of(directory: Path, made: list[dict]) -> float:
     """Return transformers' loss on the answers of some rows."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
@@ -57,7 +57,7 @@ def test_sft_starts_at_transformers_loss_and_exports_a_better_model(config, tmp_
     )  # fmt: skip
     tiny.ok("export", tmp_path / "run" / "megatron_gpt_sft.nemo", "-o", tmp_path / "tuned")
     first, second = (entry["loss"] for entry in tiny.read_metrics(tmp_path / "run"))
-    before = _loss(tmp_path / "hf", made[:ROWS])
+    before = loss_of(tmp_path / "hf", made[:ROWS])
     assert first == pytest.approx(before, abs=1e-5)
-    assert _loss(tmp_path / "tuned", made[:ROWS]) < before
+    assert loss_of(tmp_path / "tuned", made[:ROWS]) < before
     assert second != first

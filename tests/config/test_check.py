@@ -48,11 +48,12 @@ def test_what_is_missing_is_named_with_the_line_to_type(tmp_path, flags, says):
     assert str(refusal.value).endswith(says)
 
 
-def test_a_run_of_no_steps_needs_no_training_rows(tmp_path):
+@pytest.mark.parametrize("split", ["validation_ds", "test_ds"])
+def test_a_run_of_no_steps_needs_no_training_rows(tmp_path, split):
     flags = {
         **CKPT,
         "trainer.sft.max_steps": "0",
-        "model.data.validation_ds.file_path": ["v.jsonl"],
+        f"model.data.{split}.file_path": ["v.jsonl"],
     }
     check_complete(merge(tmp_path, flags=flags).config, "sft")
 

@@ -50,7 +50,7 @@ def test_evaluation_needs_no_training_rows(tmp_path, tokenizer) -> None:
     flags = {"model.data.validation_ds.file_path": [str(data)], "trainer.sft.max_steps": 0}
     config = merge_run("sft", flags=flags, environ={}).config
     inputs = read_inputs(config, tokenizer)
-    train, validation = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
+    train, validation, _ = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
     assert train is None
     assert sum(len(batch) for batch in validation.once()) == 3
 
@@ -59,7 +59,7 @@ def test_sequence_parallel_batches_divide_over_the_ranks(tmp_path, tokenizer) ->
     config = _config(tmp_path)
     inputs = read_inputs(config, tokenizer)
     layout = ParallelLayout(2, tp=2, sequence_parallel=True)
-    train, _ = make_feeds(inputs, config, layout, 0, 2)
+    train, *_ = make_feeds(inputs, config, layout, 0, 2)
     assert all(batch.tokens.shape[1] % 2 == 0 for batch in train.step(0))
     assert sum(batch.num_tokens for batch in train.step(0)) > 0
 

@@ -12,7 +12,7 @@ from nemoalign.log import PlainReporter
 from nemoalign.model.lora import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.checkpointing import Checkpointer, Contents
-from nemoalign.train.feed import Feed
+from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings, Trainer
 from nemoalign.train.records import RunDirectory
 from nemoalign.train.rotation import Rotation, find_last
@@ -60,8 +60,8 @@ def _trainer(directory, learner, *, lr=1e-2, **limits) -> Trainer:
     return Trainer(
         learner,
         settings,
-        feeds=tuple(
-            Feed(rows, order, lambda one: one[0], 0, 1, 1) for order in (shuffled, in_order)
+        feeds=Feeds(
+            *(Feed(rows, order, lambda one: one[0], 0, 1, 1) for order in (shuffled, in_order))
         ),
         checkpointer=Checkpointer(
             Rotation(directory / "checkpoints", monitor="val_loss", keep_top=1),
@@ -213,6 +213,41 @@ def test_a_run_that_no_longer_improves_ends_early_and_saved(tmp_path) -> None:
     assert summary["steps"] == 4
     assert [entry["step"] for entry in read_metrics(tmp_path, "val")] == [0, 2, 4]
     assert find_last(tmp_path / "checkpoints") is not None
+
+
+def test_the_test_rows_are_measured_once_at_the_end(tmp_path) -> None:
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner)
+        trainer.test = trainer.validation
+        summary = trainer.fit()
+    (test,) = read_metrics(tmp_path, "test")
+    last = read_metrics(tmp_path, "val")[-1]
+    assert test == {"split": "test", "step": 6, "test_loss": last["val_loss"]}
+    assert summary["test_loss"] == test["test_loss"]
+
+
+def test_a_stop_during_the_test_rows_is_heard_and_they_are_measured_when_the_run_goes_on(
+    tmp_path,
+) -> None:
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner, max_steps=2)
+        trainer.test, real = trainer.validation, learner.evaluate
+
+        def evaluate(batches):
+            if trainer.checkpointer.saved_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(batches)
+
+        learner.evaluate = evaluate
+        with pytest.raises(Stopped, match="before the test rows were measured"):
+            trainer.fit()
+        trainer.records.close()
+        learner.evaluate = real
+        trainer = _trainer(tmp_path, learner, max_steps=2)
+        trainer.test = trainer.validation
+        trainer.restore(find_last(tmp_path / "checkpoints"))
+        assert "test_loss" in trainer.fit()
+    assert len(read_metrics(tmp_path, "test")) == 1
 
 
 def test_no_steps_means_only_validation(tmp_path) -> None:
