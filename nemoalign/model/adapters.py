@@ -9,7 +9,7 @@ from nemoalign.archive.dtypes import Array
 from nemoalign.archive.store import Index, TensorInfo, TensorStore
 from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import ConfigError, ContentError
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 
 
 class WithAdapters:

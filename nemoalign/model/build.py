@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.model.gpt import LabelGPT
-from nemoalign.model.lora import LoraSettings, add_adapters
+from nemoalign.model.lora import add_adapters
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.model.spec import (
     ModelSettings,
     Precision,

@@ -1,117 +1,21 @@
-"""LoRA on megatron-core's parallel linear layers: y = base(x) + (alpha / dim) * B(A(x)).
+"""LoRA on megatron-core's GPTModel: y = base(x) + (alpha / dim) * B(A(x)) beside every targeted linear.
 
-Column-parallel bases (qkv, fc1): A [dim, in] is on every rank, B [out/tp, dim] is cut as the base is.
-Row-parallel bases (proj, fc2): A [dim, in/tp] is cut as the base is, B [out, dim] is on every rank. So
-only activations of width dim travel. A's input for qkv and fc1 is the norm's output. Names are NeMo's
-(``self_attention.adapter_layer.lora_kqv_adapter.linear_in.weight``), so checkpoints are too.
+Names are NeMo's (``self_attention.adapter_layer.lora_kqv_adapter.linear_in.weight``), so checkpoints are too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
-from megatron.core.tensor_parallel.layers import (
-    ColumnParallelLinear,
-    set_tensor_model_parallel_attributes,
-)
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import (
-    ensure_metadata_has_dp_cp_group,
-    make_sharded_tensors_for_checkpoint,
-)
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from nemoalign.config.peft import Peft
-from nemoalign.errors import ConfigError
 from nemoalign.model.layers import refuse_adapter
-from nemoalign.parallel.state import model_parallel_stream
-
-InitMethod = Literal["xavier", "kaiming", "normal", "zero"]
-
-
-@dataclass(frozen=True)
-class _Target:
-    parent: str
-    linear: str
-    adapter: str
-
-
-_TARGETS = {
-    "attention_qkv": _Target("self_attention", "linear_qkv", "lora_kqv_adapter"),
-    "attention_dense": _Target("self_attention", "linear_proj", "lora_dense_attention_adapter"),
-    "mlp_fc1": _Target("mlp", "linear_fc1", "lora_hto4h_adapter"),
-    "mlp_fc2": _Target("mlp", "linear_fc2", "lora_4htoh_adapter"),
-}
-_GROUPS = {
-    "attention": ("attention_qkv", "attention_dense"),
-    "mlp": ("mlp_fc1", "mlp_fc2"),
-    "all": tuple(_TARGETS),
-}
-TARGETS = (*_TARGETS, *_GROUPS)
-"""Every word that ``LoraSettings.target_modules`` may hold."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """NeMo's ``peft.lora_tuning``; ``alpha`` None means alpha = dim, that is scale 1."""
-
-    adapter_dim: int = 32
-    alpha: float | None = None
-    adapter_dropout: float = 0.0
-    dropout_position: Literal["pre", "post"] = "post"
-    target_modules: tuple[str, ...] = ("attention_qkv",)
-    column_init_method: InitMethod = "xavier"
-    row_init_method: InitMethod = "zero"
-
-    @property
-    def scale(self) -> float:
-        """What the adapter's output is multiplied by."""
-        return 1.0 if self.alpha is None else self.alpha / self.adapter_dim
-
-    def targets(self) -> tuple[str, ...]:
-        """Return the targeted linears, groups resolved, each once.
-
-        Raises:
-            ConfigError: for a word that names no target, or a width below 1.
-        """
-        if self.adapter_dim < 1:
-            raise ConfigError(f"--lora is {self.adapter_dim}; the adapter's width is at least 1.")
-        for word in self.target_modules:
-            if word not in TARGETS:
-                raise ConfigError(
-                    f"--lora-targets names {word!r}; the targets are {', '.join(TARGETS)}."
-                )
-        wanted = {name for word in self.target_modules for name in _GROUPS.get(word, (word,))}
-        return tuple(name for name in _TARGETS if name in wanted)
-
-
-def lora_settings(peft: Peft) -> LoraSettings | None:
-    """Return the adapters that a run's ``model.peft`` asks for, or None when it trains weights."""
-    if peft.peft_scheme == "none":
-        return None
-    tuning = peft.lora_tuning
-    return LoraSettings(
-        adapter_dim=tuning.adapter_dim,
-        alpha=tuning.alpha,
-        adapter_dropout=tuning.adapter_dropout,
-        dropout_position=tuning.dropout_position,
-        target_modules=tuning.target_modules,
-        column_init_method=tuning.column_init_method,
-    )
+from nemoalign.model.lora_settings import LINEARS, LoraSettings
+from nemoalign.model.low_rank import Adapter, AdapterLayer
 
 
 def add_adapters(model: GPTModel, lora: LoraSettings, *, seed: int) -> None:
@@ -123,16 +27,16 @@ def add_adapters(model: GPTModel, lora: LoraSettings, *, seed: int) -> None:
     targets = lora.targets()
     layers: Any = model.decoder.layers
     for layer in layers:
-        for index, name in enumerate(_TARGETS):
+        for index, name in enumerate(LINEARS):
             if name not in targets:
                 continue
-            target = _TARGETS[name]
+            target = LINEARS[name]
             parent = getattr(layer, target.parent)
-            refuse_adapter(name, getattr(parent, target.linear, None))
+            refuse_adapter(name, getattr(parent, target.name, None))
             generator = torch.Generator().manual_seed(
-                (seed * 1_000_003 + layer.layer_number) * len(_TARGETS) + index
+                (seed * 1_000_003 + layer.layer_number) * len(LINEARS) + index
             )
-            adapter = Adapter(getattr(parent, target.linear), lora, generator)
+            adapter = Adapter(getattr(parent, target.name), lora, generator)
             if not hasattr(parent, "adapter_layer"):
                 parent.adapter_layer = AdapterLayer(model.config)
             parent.adapter_layer.add_module(target.adapter, adapter)
@@ -154,144 +58,3 @@ def adapters_disabled(chunks: Sequence[nn.Module]) -> Iterator[None]:
         yield
     finally:
         set_adapters(chunks, True)
-
-
-class AdapterLayer(MegatronModule):
-    """Holds the adapters of one attention or MLP block, under NeMo's name for it."""
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, Any]:
-        """Return the adapters' weights as megatron-core's checkpoints take them."""
-        metadata = ensure_metadata_has_dp_cp_group(metadata)
-        state: dict[str, Any] = {}
-        for name, adapter in self.named_children():
-            assert isinstance(adapter, Adapter)
-            state.update(adapter.sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata))
-        return state
-
-
-class _Weight(nn.Module):
-    """One factor of an adapter; a module of its own because checkpoints say ``linear_in.weight``."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-
-class Adapter(nn.Module):
-    """The low-rank pair beside ``base``; adds itself to the base's output by a forward hook."""
-
-    def __init__(self, base: Any, lora: LoraSettings, generator: torch.Generator) -> None:
-        super().__init__()
-        self.is_column = isinstance(base, ColumnParallelLinear)
-        self.group = base.tp_group
-        self.sequence_parallel = base.sequence_parallel
-        self.scale, self.enabled = lora.scale, True
-        self.dropout, self.dropout_position = lora.adapter_dropout, lora.dropout_position
-        self.runs = base.weight.partition_stride
-        shapes = (lora.adapter_dim, base.input_size), (base.output_size, lora.adapter_dim)
-        methods = lora.column_init_method, lora.row_init_method
-        factor_in, factor_out = (
-            _initial(shape, method, generator).to(base.weight)
-            for shape, method in zip(shapes, methods, strict=True)
-        )
-        if self.is_column:
-            factor_out = self._shard(factor_out, 0, self.runs)
-        else:
-            factor_in = self._shard(factor_in, 1, 1)
-        self.linear_in, self.linear_out = _Weight(factor_in), _Weight(factor_out)
-        self._mark()
-        base.register_forward_hook(self._add_to_output)
-
-    def _shard(self, whole: Tensor, dim: int, runs: int) -> Tensor:
-        """Return this tp rank's part of every one of the ``runs`` equal runs along ``dim``."""
-        size, rank = self.group.size(), self.group.rank()
-        parts = [run.chunk(size, dim)[rank] for run in whole.chunk(runs, dim)]
-        return torch.cat(parts, dim)
-
-    def _mark(self) -> None:
-        """Mark the shard for the gradient norm, and what is whole for the sum over tp."""
-        shard, whole = self.linear_in.weight, self.linear_out.weight
-        if self.is_column:
-            shard, whole = whole, shard
-            set_tensor_model_parallel_attributes(shard, True, 0, self.runs)
-        else:
-            set_tensor_model_parallel_attributes(shard, True, 1, 1)
-        # Under sequence parallelism the whole factor sees a part of the sequence on each rank.
-        vars(whole)["sequence_parallel"] = self.sequence_parallel
-
-    def _add_to_output(self, base: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
-        if not self.enabled:
-            return None
-        result, bias = output
-        return torch.add(result, self(args[0]), alpha=self.scale), bias
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return B(A(hidden)), cut as the base's output is. ``hidden`` is the base's input."""
-        if self.dropout_position == "pre":
-            # A column base's input is the same on every tp rank, a row base's is its own part.
-            hidden = self._drop(hidden, differs=not self.is_column)
-        narrow = self._across_ranks(functional.linear(hidden, self.linear_in.weight))
-        wide = functional.linear(narrow, self.linear_out.weight)
-        if self.dropout_position == "post":
-            wide = self._drop(wide, differs=self.is_column)
-        return wide
-
-    def _across_ranks(self, narrow: Tensor) -> Tensor:
-        """Return the whole [s, b, dim] that B multiplies; its gradient is made whole on the way back."""
-        if self.group.size() == 1:
-            return narrow
-        if self.is_column:
-            if self.sequence_parallel:
-                return gather_from_sequence_parallel_region(
-                    narrow, tensor_parallel_output_grad=True, group=self.group
-                )
-            return copy_to_tensor_model_parallel_region(narrow, group=self.group)
-        if self.sequence_parallel:
-            return reduce_scatter_to_sequence_parallel_region(narrow, group=self.group)
-        return reduce_from_tensor_model_parallel_region(narrow, group=self.group)
-
-    def _drop(self, tensor: Tensor, *, differs: bool) -> Tensor:
-        """Return ``tensor`` with dropout; from the ranks' own streams where their values differ.
-
-        With sequence parallelism the decoder already runs in those streams.
-        """
-        if not self.dropout or not self.training:
-            return tensor
-        if differs and not self.sequence_parallel:
-            with model_parallel_stream():
-                return functional.dropout(tensor, self.dropout)
-        return functional.dropout(tensor, self.dropout)
-
-    def sharded_state_dict(
-        self, prefix: str, sharded_offsets: tuple, metadata: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Return both factors as megatron-core's checkpoints take them."""
-        axes = {"linear_out.weight": 0} if self.is_column else {"linear_in.weight": 1}
-        state = make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True),
-            prefix,
-            axes,
-            sharded_offsets,
-            tp_group=self.group,
-            dp_cp_group=metadata["dp_cp_group"],
-        )
-        if self.runs == 2:
-            # B of [gate; up] is cut in each half, as fc1's own weight is.
-            key = f"{prefix}linear_out.weight"
-            state[key] = apply_swiglu_sharded_factory(
-                state[key], sharded_offsets, metadata.get("singleton_local_shards", False)
-            )
-        return state
-
-
-def _initial(shape: tuple[int, int], method: InitMethod, generator: torch.Generator) -> Tensor:
-    """Return a fresh whole factor [out, in] in fp32."""
-    fan_out, fan_in = shape
-    fresh = torch.zeros(shape)
-    if method == "kaiming":
-        bound = math.sqrt(1.0 / fan_in)  # kaiming uniform with a = sqrt(5), as peft starts A
-        return fresh.uniform_(-bound, bound, generator=generator)
-    deviation = {"xavier": math.sqrt(2.0 / (fan_in + fan_out)), "normal": 0.2}.get(method)
-    return fresh if deviation is None else fresh.normal_(0.0, deviation, generator=generator)

@@ -10,7 +10,7 @@ from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.model.adapters import with_adapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
-from nemoalign.model.lora import LoraSettings, lora_settings
+from nemoalign.model.lora_settings import LoraSettings, lora_settings
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.inputs import make_feeds

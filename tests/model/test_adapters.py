@@ -7,7 +7,7 @@ from nemoalign.archive.files import open_container
 from nemoalign.archive.torch_file import TorchFile
 from nemoalign.errors import ConfigError, ContentError
 from nemoalign.model.adapters import with_adapters
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from tests.model.tiny import Store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

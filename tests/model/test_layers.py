@@ -15,7 +15,7 @@ from nemoalign.errors import ConfigError
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.forward import forward_logits, forward_logprobs
 from nemoalign.model.load import load_weights, local_tensors
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from tests.checkpoint.models import FIXTURES

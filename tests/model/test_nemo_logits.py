@@ -14,7 +14,7 @@ from nemoalign.model.adapters import WithAdapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.forward import forward_logits
 from nemoalign.model.load import load_weights
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 

@@ -11,7 +11,7 @@ from nemoalign.data.collate import collate
 from nemoalign.data.dataset import Sample
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.learner import Learner

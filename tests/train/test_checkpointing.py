@@ -1,6 +1,6 @@
 import pytest
 
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.progress import Progress

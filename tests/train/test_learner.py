@@ -4,7 +4,7 @@ import pytest
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train import learner as learner_module
 from nemoalign.train.metrics import reduce_means

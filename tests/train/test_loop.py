@@ -9,7 +9,7 @@ import pytest
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed, Feeds

@@ -7,7 +7,7 @@ from megatron.core import dist_checkpointing
 from nemoalign.archive.dist import DistStore
 from nemoalign.archive.files import open_container
 from nemoalign.errors import SourceError
-from nemoalign.model.lora import LoraSettings
+from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.sharded import load_sharded, sharded_state
 from tests.train import bench
