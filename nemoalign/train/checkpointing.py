@@ -22,6 +22,7 @@ from nemoalign.train.randomness import restore_streams, save_streams
 from nemoalign.train.rotation import PROGRESS, Rotation, read_progress
 from nemoalign.train.sharded import load_sharded, quietly, sharded_state
 from nemoalign.train.sums import write_sums
+from nemoalign.train.writers import write_in_threads
 
 if TYPE_CHECKING:
     from nemoalign.archive.files import Region
@@ -48,6 +49,7 @@ class Checkpointer:
         self.learner = learner
         self.contents = contents
         self.saved_step = -1
+        write_in_threads()
 
     def save(self, progress: Progress) -> Path:
         """Write a checkpoint for ``progress`` and return its directory. Collective."""
