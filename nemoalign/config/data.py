@@ -48,6 +48,13 @@ class TrainData(Section):
     add_eos: bool = setting(True, "End an answer with the tokenizer's end-of-text token.")
     add_sep: bool = setting(False, "Put NeMo's separator (id 0) between prompt and answer.")
     max_seq_length: int = setting(512, "Longest row in tokens.", at_least=2, shown="--seq-len")
+    packed_sequence: bool = setting(
+        True,
+        "Lay the rows of a global batch end to end in packs of --mbs x --seq-len tokens, each row "
+        "seeing only itself: the same loss without padding.",
+        flag="--packing/--no-packing",
+        panel="Checkpoint and data",
+    )
     shuffle: bool = setting(
         False,
         "Draw a new order for every epoch, instead of the file's.",

@@ -1,4 +1,7 @@
-"""Rows to one batch of tensors: tokens without the last, labels without the first, right padding."""
+"""Rows to one batch of tensors: tokens without the last, labels without the first.
+
+Rows lie below each other, padded on the right, or end to end in a pack.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ class Batch:
     position_ids: Tensor
     num_tokens: int
     """Tokens that are no padding."""
+    documents: tuple[int, ...] | None = None
+    """Lengths of the rows in a pack [1, s], which do not see each other; None where rows lie apart."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device, copied in the background where that is possible."""
@@ -75,10 +80,38 @@ def collate(
         labels=label_tensor,
         loss_mask=(label_tensor != IGNORED).float(),
         position_ids=torch.arange(width).expand(len(samples), width).contiguous(),
-        num_tokens=sum(
-            length for s, length in zip(samples, lengths, strict=True) if not s.is_filler
-        ),
+        num_tokens=_real_tokens(samples),
     )
+
+
+def collate_pack(samples: Sequence[Sample], *, eos_id: int, pad_to: int = 1) -> Batch:
+    """Return rows end to end as one row [1, s]; positions start anew in each.
+
+    No label lies across a border: every row gives up its last token as input. Padding, which only
+    ``pad_to`` asks for, is a document of its own, made of ``eos_id``.
+    """
+    lengths = [len(sample.tokens) - 1 for sample in samples]
+    missing = -sum(lengths) % pad_to
+    tokens = [sample.tokens[:-1] for sample in samples]
+    labels = [np.where(s.loss_mask[1:], s.tokens[1:], IGNORED) for s in samples]
+    positions = [np.arange(length) for length in lengths]
+    label_tensor = _one_row([*labels, np.full(missing, IGNORED)])
+    return Batch(
+        tokens=_one_row([*tokens, np.full(missing, eos_id)]),
+        labels=label_tensor,
+        loss_mask=(label_tensor != IGNORED).float(),
+        position_ids=_one_row([*positions, np.zeros(missing)]),
+        num_tokens=_real_tokens(samples),
+        documents=tuple(lengths) + ((missing,) if missing else ()),
+    )
+
+
+def _one_row(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+
+
+def _real_tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.tokens) - 1 for sample in samples if not sample.is_filler)
 
 
 def _width(longest: int, pad_to: int, fixed_length: int | None, max_length: int | None) -> int:

@@ -6,10 +6,15 @@ megatron-core's own fallback materialises them, and the fused one needs Transfor
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor, nn
@@ -17,6 +22,35 @@ from torch.nn import functional
 
 from nemoalign.parallel.cpu_bf16 import lacks_bf16_products
 from nemoalign.parallel.state import model_parallel_stream
+
+
+@dataclass
+class Documents(PackedSeqParams):
+    """The documents of a pack [s, 1, ...].
+
+    megatron-core's layers hand it on. They are told sbhd, its word for rows that are not packed,
+    because thd, its word for packs, asks for Transformer Engine's kernels.
+    """
+
+    lengths: tuple[int, ...] = ()
+    """On the host, where cutting a pack needs them."""
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Documents:
+        """Return documents of these lengths, one behind the other."""
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(
+            qkv_format="sbhd",
+            cu_seqlens_q=starts,
+            cu_seqlens_kv=starts,
+            max_seqlen_q=max(lengths),
+            max_seqlen_kv=max(lengths),
+            lengths=lengths,
+        )
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return neighbours of the same length as (how many, length): a batch that needs no copy."""
+        return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
 
 class CoreAttention(nn.Module):
@@ -53,9 +87,12 @@ class CoreAttention(nn.Module):
 
         ``key`` and ``value`` are [s_k, b, groups, d]. ``attention_mask`` is megatron-core's: boolean,
         broadcastable to [b, 1, s_q, s_k], True where a key is hidden; it replaces the causal mask
-        and the window. Without it a single query sees every key: that is decoding.
+        and the window. Without it a single query sees every key: that is decoding. With
+        ``packed_seq_params`` the row is a pack whose documents do not see each other.
         """
-        assert options.get("packed_seq_params") is None, "packed rows come with a block mask"
+        documents: Documents | None = options.get("packed_seq_params")
+        if documents is not None:
+            return self._attend_documents(query, key, value, documents)
         queries, keys = query.shape[0], key.shape[0]
         visible = None if attention_mask is None else ~attention_mask
         if attention_mask is None and queries > 1:
@@ -64,6 +101,45 @@ class CoreAttention(nn.Module):
         is_causal = visible is None and queries > 1
         context = self._attend(query, key, value, visible, is_causal)
         return context.permute(2, 0, 1, 3).reshape(queries, query.shape[1], -1)
+
+    def _attend_documents(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents
+    ) -> Tensor:
+        """Return the context [s, 1, heads * d] of a pack [s, 1, heads, d]."""
+        if self._fits_varlen(query):
+            return self._attend_varlen(query, key, value, documents)
+        contexts: list[Tensor] = []
+        runs = documents.runs()
+        # split, not slices: its backward pass is one concatenation.
+        parts = (t.split([count * length for count, length in runs]) for t in (query, key, value))
+        for (count, length), *pack in zip(runs, *parts, strict=True):
+            # [count * s, 1, n, d] -> [s, count, n, d]
+            q, k, v = (t.view(count, length, *t.shape[2:]).transpose(0, 1) for t in pack)
+            visible = self._window_mask(length, query.device)
+            context = self._attend(q, k, v, visible, is_causal=visible is None)
+            contexts.append(context.transpose(1, 2).reshape(count * length, 1, -1))
+        return torch.cat(contexts)
+
+    def _fits_varlen(self, query: Tensor) -> bool:
+        """True where torch's flash attention over documents serves: half precision on a recent card."""
+        if query.device.type != "cuda" or self.softcap or (self.dropout and self.training):
+            return False
+        width, is_half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
+        is_recent = torch.cuda.get_device_capability(query.device) >= (8, 0)
+        return is_half and is_recent and width % 8 == 0 and width <= 256 and bool(_varlen_kernel())
+
+    def _attend_varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents
+    ) -> Tensor:
+        starts, longest = documents.cu_seqlens_q, documents.max_seqlen_q
+        context: Tensor = _varlen_kernel()(
+            *(t.squeeze(1) for t in (query, key, value)),
+            *(starts, starts, longest, longest),
+            scale=self.scale,
+            window_size=(-1 if self.window is None else self.window, 0),
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return context.reshape(context.shape[0], 1, -1)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, is_causal: bool
@@ -120,6 +196,16 @@ class CoreAttention(nn.Module):
         if self.window is None or length <= self.window + 1:
             return None
         return _banded(length, self.window, device)
+
+
+@functools.cache
+def _varlen_kernel() -> Any:
+    """Return torch's flash attention over documents, or None where this torch has none with windows."""
+    try:
+        kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:
+        return None
+    return kernel if "window_size" in inspect.signature(kernel).parameters else None
 
 
 @functools.lru_cache(maxsize=8)

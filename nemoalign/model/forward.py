@@ -8,6 +8,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nemoalign.model.attention import Documents
 from nemoalign.model.gpt import LabelGPT
 
 
@@ -15,7 +16,8 @@ class LabelledBatch(Protocol):
     """What a batch must offer; labels are already shifted and negative where nothing is learned.
 
     Without an ``attention_mask`` attribute attention is causal; with one it is megatron-core's mask:
-    boolean, broadcastable to [b, 1, s, s], True where a key is hidden (packed rows, left padding).
+    boolean, broadcastable to [b, 1, s, s], True where a key is hidden (left padding). With a
+    ``documents`` attribute the one row [1, s] is a pack of so long documents, each seeing only itself.
     """
 
     @property
@@ -60,9 +62,21 @@ def _call(model: nn.Module, batch: LabelledBatch, labels: Tensor | None) -> Tens
         functional.pad(batch.position_ids, (0, missing)),
         _padded_mask(getattr(batch, "attention_mask", None), missing),
         labels=None if labels is None else functional.pad(labels, (0, missing), value=-100),
+        packed_seq_params=_documents(batch, missing),
         padding_mask=_unlearned(unwrapped, labels, missing),
     )
     return output[:, :length] if missing and unwrapped.post_process else output
+
+
+def _documents(batch: LabelledBatch, missing: int) -> Documents | None:
+    """Return the borders inside a pack, with ``missing`` more positions as a document of their own."""
+    lengths: tuple[int, ...] | None = getattr(batch, "documents", None)
+    if lengths is None:
+        return None
+    assert batch.tokens.shape == (1, sum(lengths)), (
+        f"documents of {lengths} in {batch.tokens.shape}"
+    )
+    return Documents.of(lengths + ((missing,) if missing else ()), batch.tokens.device)
 
 
 def _unlearned(model: LabelGPT, labels: Tensor | None, missing: int) -> Tensor | None:

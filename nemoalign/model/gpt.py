@@ -1,7 +1,7 @@
 """megatron-core's GPTModel with a head that is only computed where a label asks for it.
 
 With a loss on answers only, most rows of a 49k-wide head would be computed and thrown away. The
-subclass changes what happens after the decoder and nothing else.
+subclass changes what happens after the decoder, and where the documents of a pack begin to count.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ class LabelGPT(GPTModel):
             # over tp, so the head itself must neither gather nor reduce.
             self.output_layer.sequence_parallel = False
             self.output_layer.disable_grad_reduce = True
+
+    def _preprocess(
+        self, *args: Any, position_ids: Tensor, packed_seq_params: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return megatron-core's preparations, in a pack with the rotary table by position.
+
+        Its table is by place in the row; it looks positions up only on the way to Transformer
+        Engine's kernels.
+        """
+        hidden, rotary, *others = super()._preprocess(
+            *args, position_ids=position_ids, packed_seq_params=packed_seq_params, **kwargs
+        )
+        if packed_seq_params is not None and rotary is not None:
+            rotary = rotary.index_select(0, position_ids[0])
+        return hidden, rotary, *others
 
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any

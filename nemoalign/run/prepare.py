@@ -23,7 +23,7 @@ from nemoalign.config.check import check_complete
 from nemoalign.data.preview import preview
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train.inputs import Inputs, read_inputs
+from nemoalign.train.inputs import Inputs, packing_report, read_inputs
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
@@ -68,7 +68,7 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     layout.num_microbatches(config.model.global_batch_size, config.model.micro_batch_size)
     tokenizer = build_tokenizer(source.files, merged.checkpoint_config.get("tokenizer") or {})
     inputs = read_inputs(config, tokenizer)
-    for line in inputs.report():
+    for line in inputs.report() + packing_report(inputs, config, layout):
         reporter.say(line)
     if inputs.train is not None:
         for line in preview(inputs.train, tokenizer, config.model.data.preview):

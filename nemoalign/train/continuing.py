@@ -15,6 +15,7 @@ FREE = (
     "trainer.devices",
     "trainer.max_time",
     "model.micro_batch_size",
+    "model.data.train_ds.packed_sequence",
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",
     "model.virtual_pipeline_model_parallel_size",

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from nemoalign.data.packing import share_packs
+from nemoalign.data.sampler import MISSING_ROW
+
+if TYPE_CHECKING:
     from nemoalign.data.collate import Batch
     from nemoalign.data.sampler import GlobalSampler
 
@@ -25,6 +28,10 @@ class Rows(Protocol):
         """Return file and line of a row."""
         ...
 
+    def length(self, index: int) -> int:
+        """Return the number of tokens a row feeds to the model."""
+        ...
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -36,6 +43,8 @@ class Feed:
     dp_rank: int
     dp_size: int
     micro_batch_size: int
+    pack_capacity: int | None = None
+    """Tokens of one pack at most; without it, rows lie below each other in a micro-batch."""
 
     def step(self, consumed_samples: int) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that follows ``consumed_samples``."""
@@ -57,7 +66,11 @@ class Feed:
         return [self.collate([self.rows[i] for i in share]) for share in self._shares(batch)]
 
     def _shares(self, batch: np.ndarray) -> list[np.ndarray]:
-        return self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
+        if self.pack_capacity is None:
+            return self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
+        lengths = [self.rows.length(int(i)) for i in batch]
+        packs = share_packs(lengths, self.pack_capacity, self.dp_size)[self.dp_rank]
+        return [batch[pack] if pack else np.array([MISSING_ROW]) for pack in packs]
 
 
 class Feeds(NamedTuple):

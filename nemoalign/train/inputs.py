@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.config.values import DataFile
-from nemoalign.data.collate import collate
+from nemoalign.data.collate import collate, collate_pack
 from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoder import SftSettings
 from nemoalign.data.nemo_chat import TurnTokens
+from nemoalign.data.packing import measure_waste
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nemoalign.data.tokenizer import Tokenizer
     from nemoalign.parallel.layout import ParallelLayout
 
+_JUDGED_ROWS = 4096
 SCHEDULES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "constant"}
 
 
@@ -68,9 +70,11 @@ def make_feeds(
 ) -> Feeds:
     """Return this rank's share of everything a run learns from and measures on."""
     pad_to = layout.tp if layout.splits_sequence else 1
-    collated = partial(collate, eos_id=eos_id, pad_to=pad_to)
+    capacity = _pack_capacity(config)
+    join = collate if capacity is None else collate_pack
     share: dict[str, Any] = {
-        "collate": collated,
+        "collate": partial(join, eos_id=eos_id, pad_to=pad_to),
+        "pack_capacity": capacity,
         "dp_rank": dp_rank,
         "dp_size": layout.dp,
         "micro_batch_size": config.model.micro_batch_size,
@@ -92,6 +96,27 @@ def make_feeds(
         return Feed(rows, order, **share)
 
     return Feeds(train, measured(inputs.validation), measured(inputs.test))
+
+
+def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return what packing does to an epoch, judged by its first rows; nothing without packing."""
+    capacity, sampler, train = _pack_capacity(config), inputs.sampler, inputs.train
+    if capacity is None or sampler is None or train is None:
+        return []
+    size, steps = sampler.global_batch_size, sampler.steps_per_epoch
+    judged = range(0, min(steps, -(-_JUDGED_ROWS // size)) * size, size)
+    lengths = ([train.length(int(row)) for row in sampler.batch(start)] for start in judged)
+    waste = measure_waste(lengths, capacity, layout.dp, config.model.micro_batch_size)
+    return [
+        f"packing: {sampler.samples_per_epoch:,} rows an epoch in {steps:,} steps of about "
+        f"{waste.packs_per_step:.1f} packs of at most {capacity:,} tokens; {waste.padding:.0%} padding "
+        f"({waste.padding_without:.0%} without)"
+    ]
+
+
+def _pack_capacity(config: RunConfig) -> int | None:
+    data = config.model.data.train_ds
+    return config.model.micro_batch_size * data.max_seq_length if data.packed_sequence else None
 
 
 def _dataset(

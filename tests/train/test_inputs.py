@@ -4,7 +4,7 @@ from nemoalign.config.merge import merge_run
 from nemoalign.data.tokenizer_hf import load_hf
 from nemoalign.errors import DataError
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train.inputs import make_feeds, read_inputs
+from nemoalign.train.inputs import make_feeds, packing_report, read_inputs
 from tests.commands import tiny
 
 
@@ -52,7 +52,8 @@ def test_evaluation_needs_no_training_rows(tmp_path, tokenizer) -> None:
     inputs = read_inputs(config, tokenizer)
     train, validation, _ = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
     assert train is None
-    assert sum(len(batch) for batch in validation.once()) == 3
+    (packs,) = validation.once()
+    assert sum(len(pack.documents) for pack in packs) == 3
 
 
 def test_sequence_parallel_batches_divide_over_the_ranks(tmp_path, tokenizer) -> None:
@@ -67,3 +68,17 @@ def test_sequence_parallel_batches_divide_over_the_ranks(tmp_path, tokenizer) ->
 def test_the_report_counts_rows_and_tokens(tmp_path, tokenizer) -> None:
     (line,) = read_inputs(_config(tmp_path), tokenizer).report()
     assert "10 rows (prompt-response)" in line
+
+
+def test_packing_says_what_it_saves(tmp_path, tokenizer) -> None:
+    flags = {"model.data.train_ds.max_seq_length": 32, "model.micro_batch_size": 2}
+    config = _config(tmp_path, **flags)
+    inputs = read_inputs(config, tokenizer)
+    (line,) = packing_report(inputs, config, ParallelLayout(1))
+    assert "8 rows an epoch in 2 steps of about 1.5 packs of at most 64 tokens; 0% padding" in line
+    lengths = [inputs.train.length(row) for row in range(8)]
+    pairs = [sorted(lengths[s : s + 4], reverse=True)[at : at + 2] for s in (0, 4) for at in (0, 2)]
+    without = 1 - sum(lengths) / sum(2 * longest for longest, _ in pairs)
+    assert f"({without:.0%} without)" in line
+    config = _config(tmp_path, **flags, **{"model.data.train_ds.packed_sequence": False})
+    assert packing_report(inputs, config, ParallelLayout(1)) == []
