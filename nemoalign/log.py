@@ -38,8 +38,13 @@ class Reporter(Protocol):
         """Show one line of metrics (they are also written to ``metrics.jsonl`` by the loop)."""
         ...
 
-    def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[ProgressBar]:
-        """Open a progress bar as a context manager; ``unit`` is ``bytes``, ``steps`` or ``rows``."""
+    def progress(
+        self, title: str, total: float, unit: str, done: float = 0
+    ) -> AbstractContextManager[ProgressBar]:
+        """Open a progress bar as a context manager; ``unit`` is ``bytes``, ``steps`` or ``rows``.
+
+        ``done`` of them were done before, by a run that is continued.
+        """
         ...
 
 
@@ -70,9 +75,11 @@ class PlainReporter:
         self.say(" ".join(f"{name}={_short(value)}" for name, value in values.items()))
 
     @contextmanager
-    def progress(self, title: str, total: float, unit: str) -> Iterator[ProgressBar]:
+    def progress(
+        self, title: str, total: float, unit: str, done: float = 0
+    ) -> Iterator[ProgressBar]:
         """Show nothing while the work advances."""
-        del title, total, unit
+        del title, total, unit, done
         yield _SilentBar()
 
 

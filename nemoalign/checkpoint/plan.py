@@ -59,9 +59,11 @@ class _Listener:
         """Pass metrics on."""
         self.reporter.metrics(values)
 
-    def progress(self, title: str, total: float, unit: str) -> AbstractContextManager[ProgressBar]:
+    def progress(
+        self, title: str, total: float, unit: str, done: float = 0
+    ) -> AbstractContextManager[ProgressBar]:
         """Pass a bar on."""
-        return self.reporter.progress(title, total, unit)
+        return self.reporter.progress(title, total, unit, done)
 
 
 def plan(

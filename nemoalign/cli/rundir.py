@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemoalign.errors import ConfigError
+from nemoalign.train.records import finished_summary
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
@@ -58,7 +59,7 @@ def _changed(path: Path) -> float:
 
 def _continues(directory: Path, merged: Merged) -> bool:
     """True when ``directory`` holds this very run, unfinished."""
-    if (directory / "summary.json").exists():
+    if finished_summary(directory) is not None:
         return False
     wanted = merged.with_output(directory).to_yaml()
     return (directory / "config.yaml").read_text(encoding="utf-8") == wanted

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
     from nemoalign.log import ProgressBar, Reporter
 
+BAR_WIDTH, BAR_FROM = 12, 100
+"""A terminal of fewer columns shows what a step reports instead of a bar."""
+
 LINE_SECONDS = 10.0
 """Without a terminal, a long piece of work says how far it is this often."""
 
@@ -48,8 +51,11 @@ class LineReporter(PlainReporter):
     """Plain lines for logs and pipes."""
 
     @contextmanager
-    def progress(self, title: str, total: float, unit: str) -> Iterator[ProgressBar]:
+    def progress(
+        self, title: str, total: float, unit: str, done: float = 0
+    ) -> Iterator[ProgressBar]:
         """Say how far the work is every ten seconds; steps of a run speak through their metrics."""
+        del done
         yield _LineBar(self, title, total, unit)
 
 
@@ -95,30 +101,37 @@ class TerminalReporter:
             self.say("  ".join(f"{name} {short(value)}" for name, value in values.items()))
 
     @contextmanager
-    def progress(self, title: str, total: float, unit: str) -> Iterator[ProgressBar]:
+    def progress(
+        self, title: str, total: float, unit: str, done: float = 0
+    ) -> Iterator[ProgressBar]:
         """Draw a bar with what is done, what is left and the latest fields; gone when it is done."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            *([BarColumn(BAR_WIDTH)] if self.console.width >= BAR_FROM else []),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[latest]}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as drawn:
-            yield _TerminalBar(drawn, title, total, unit)
+            yield _TerminalBar(drawn, title, (done, total), unit)
 
 
 class _TerminalBar:
-    def __init__(self, drawn: Any, title: str, total: float, unit: str) -> None:
-        self.drawn, self.total, self.unit, self.done = drawn, total, unit, 0.0
-        self.task = drawn.add_task(title, total=total or 1, amount="", latest="")
+    def __init__(self, drawn: Any, title: str, amounts: tuple[float, float], unit: str) -> None:
+        self.drawn, self.unit = drawn, unit
+        self.done, self.total = amounts
+        self.task = drawn.add_task(
+            title, completed=self.done, total=self.total or 1, amount="", latest=""
+        )
 
     def advance(self, amount: float, **fields: float | str) -> None:
         """Move the bar on and show the latest fields."""
         self.done += amount
-        words = f"{amount_of(self.done, self.unit)} of {amount_of(self.total, self.unit)}"
+        total = amount_of(self.total, self.unit)
+        done = amount_of(self.done, self.unit)
+        words = f"{done.removesuffix(f' {self.unit}')} of {total}"
         latest = "  ".join(f"{name} {short(value)}" for name, value in fields.items())
         self.drawn.update(self.task, advance=amount, amount=words, latest=latest)
 
@@ -143,6 +156,18 @@ def result(value: Mapping[str, Any], *, as_json: bool) -> None:
         document(value)
     else:
         emit("\n".join(_lines(value, 0)))
+
+
+def run_result(value: Mapping[str, Any], *, as_json: bool, with_ranks: bool) -> None:
+    """Print what a run ended with; people see the table of its ranks only when they ask for it."""
+    ranks = value.get("ranks", [])
+    if as_json:
+        document(value)
+        return
+    emit("\n".join(_lines({name: v for name, v in value.items() if name != "ranks"}, 0)))
+    if with_ranks and ranks:
+        header = [name.replace("_", " ") for name in ranks[0]]
+        columns([[str(cell) for cell in row.values()] for row in ranks], header)
 
 
 def config(merged: Merged, *, as_json: bool) -> None:

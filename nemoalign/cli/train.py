@@ -111,7 +111,7 @@ def _run(row: AlgorithmRow, typed: Mapping[str, Any]) -> None:
 
     result = carry_out(merged, reporter)
     if speaking_rank():
-        show.result(result, as_json=known.json)
+        show.run_result(result, as_json=known.json, with_ranks=known.verbose)
 
 
 def _merge(row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any]) -> Merged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +16,13 @@ select_backend()
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.targets.writing import WriteOptions
-from nemoalign.errors import ConflictError
+from nemoalign.errors import ConflictError, DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.parallel.state import start
 from nemoalign.run.assemble import assemble, run_directory
 from nemoalign.run.prepare import Prepared, prepare
 from nemoalign.train.continuing import check_continues
-from nemoalign.train.records import RunDirectory
+from nemoalign.train.records import FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
     from nemoalign.train.loop import Trainer
+
+STATES = ((Interrupted, "interrupted"), (Stopped, "stopped"), (DivergedError, "diverged"))
+"""What a summary says of a run that ended before its last step; any other end has failed."""
 
 
 def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
@@ -50,11 +54,16 @@ def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
         if records is not None:
             _open_records(records, merged)
         torch.distributed.barrier()
+        trainer = None
         try:
             trainer = assemble(merged, made, backend, records, reporter)
             _resume(trainer, merged.config, reporter)
-            summary = trainer.fit()
-            return _finish(merged, made, trainer, summary, reporter)
+            trainer.fit()
+            return _finish(merged, made, trainer, reporter)
+        except BaseException as error:
+            if records is not None:
+                _record_early_end(records, _summary(merged, trainer, error))
+            raise
         finally:
             if records is not None:
                 records.close()
@@ -75,7 +84,7 @@ def _already_finished(merged: Merged) -> dict[str, Any] | None:
             f"{directory} holds a run already and --no-resume forbids continuing it. "
             "Give this one its own directory with -o, or replace it with --overwrite."
         )
-    return RunDirectory(directory).summary()
+    return finished_summary(directory)
 
 
 def _open_records(records: RunDirectory, merged: Merged) -> None:
@@ -97,10 +106,29 @@ def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:
         reporter.say(f"continuing {last.parent.parent} after step {trainer.progress.step}")
 
 
-def _finish(
-    merged: Merged, made: Prepared, trainer: Trainer, summary: dict[str, Any], reporter: Reporter
+def _summary(
+    merged: Merged, trainer: Trainer | None, error: BaseException | None = None
 ) -> dict[str, Any]:
+    """Return how the run ended and where it stands."""
+    state = next((word for kind, word in STATES if isinstance(error, kind)), "failed")
+    return {
+        "state": FINISHED if error is None else state,
+        **({} if error is None else {"reason": str(error) or type(error).__name__}),
+        "algorithm": merged.algorithm,
+        "checkpoint": str(merged.config.pretrained_checkpoint.restore_from_path),
+        **(trainer.summary() if trainer is not None else {}),
+    }
+
+
+def _record_early_end(records: RunDirectory, summary: dict[str, Any]) -> None:
+    """Leave a summary behind; a full disk must not hide why the run ends."""
+    with suppress(OSError):
+        records.finish(summary)
+
+
+def _finish(merged: Merged, made: Prepared, trainer: Trainer, reporter: Reporter) -> dict[str, Any]:
     """Turn the last checkpoint into the run's ``.nemo`` and write the summary, on rank 0."""
+    summary = _summary(merged, trainer)
     directory = run_directory(merged.config)
     archive = directory / f"megatron_gpt_{merged.algorithm}.nemo"
     if made.inputs.limits.max_steps > 0:

@@ -21,6 +21,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from nemoalign.parallel.measure import Stopwatch
 from nemoalign.train.metrics import Mean, reduce_means
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class StepResult:
     applied: bool
     broken: list[int] = field(default_factory=list)
     """Micro-batches of this rank whose loss is not finite; known on the last pipeline stage."""
+    compute_seconds: float = 0.0
+    """This rank's forward and backward passes, until it waits for the other replicas."""
 
 
 class Learner:
@@ -83,7 +86,8 @@ class Learner:
                 ),
                 self.chunks,
             )
-        self.model_config.finalize_model_grads_func = finalize_model_grads
+        self.watch = Stopwatch(backend.device)
+        self.model_config.finalize_model_grads_func = self._finalize
         self.model_config.grad_scale_func = self.optimizer.scale_loss
 
     def trained_parameters(self) -> int:
@@ -101,18 +105,22 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             group["weight_decay"] = self.weight_decay * group["wd_mult"]
+        self.watch.start()
         parts = self._run(micro_batches, forward_only=False)
         metrics = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
+        seconds = self.watch.seconds()
         if not math.isfinite(metrics["loss"]):
-            return StepResult(metrics, math.nan, applied=False, broken=_broken(parts))
+            return StepResult(metrics, math.nan, False, _broken(parts), seconds)
         with self.backend.optimizer_scope():
             # megatron-core would clip by a norm that is not finite, and make every weight so.
             self.optimizer.prepare_grads()
             if not math.isfinite(self.optimizer.get_grad_norm()):
-                return StepResult(metrics, math.nan, applied=False)
+                return StepResult(metrics, math.nan, applied=False, compute_seconds=seconds)
             outcome: Any = self.optimizer.step()
         applied, grad_norm, _ = outcome
-        return StepResult(metrics, float(grad_norm or 0.0), applied=bool(applied))
+        return StepResult(
+            metrics, float(grad_norm or 0.0), applied=bool(applied), compute_seconds=seconds
+        )
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch]) -> list[dict[str, Mean]]:
@@ -134,6 +142,11 @@ class Learner:
             micro_batch_size=micro_batches[0].tokens.shape[0],
             forward_only=forward_only,
         )
+
+    def _finalize(self, *arguments: Any, **options: Any) -> None:
+        """Reduce gradients over the replicas, which is where they first wait for one another."""
+        self.watch.stop()
+        finalize_model_grads(*arguments, **options)
 
     def _forward_step(self, iterator: Any, model: DistributedDataParallel) -> tuple[Any, Any]:
         batch = next(iterator).to(self.backend.device)

@@ -6,6 +6,7 @@ step, one line in ``metrics.jsonl``; then, when due, validation and a checkpoint
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nemoalign.errors import Interrupted, Stopped
+from nemoalign.parallel.measure import GIB, peak_memory
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_sums
+from nemoalign.train.pace import Pace
 from nemoalign.train.progress import Progress
 from nemoalign.train.stopping import Asked, Requests
 from nemoalign.train.validation import measure
@@ -69,10 +72,18 @@ class Trainer:
         self.reporter = reporter
         self.progress = Progress()
         self.health = Health(settings.max_skipped)
+        self.pace = _open_pace()
+        self.warnings: list[str] = []
+        self.started = time.perf_counter()
+        self.first = (0, 0.0)
+        """Steps and tokens that were trained before this process began."""
+        self.step_seconds = 0.0
+        self.test_metrics: dict[str, float] = {}
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``: weights, optimizer and position. Collective."""
         self.progress = Progress(**self.checkpointer.restore(checkpoint))
+        self.first = self.progress.step, self.progress.tokens
 
     def fit(self) -> dict[str, Any]:
         """Train to ``max_steps`` and return the summary; equal on every rank.
@@ -81,26 +92,40 @@ class Trainer:
             DivergedError: when several steps in a row have no finite loss and gradient.
             Stopped: after a signal or the time limit, once a checkpoint is written.
         """
-        first_step = self.progress.step
-        started = time.perf_counter()
-        remaining = self.settings.max_steps - self.progress.step
+        last, done = self.settings.max_steps, self.progress.step
         directory = None if self.records is None else self.records.path
         with Requests(self.settings.max_seconds, directory) as self.requests:
             if self.progress.step == 0:
                 self._stop_if(self._validate(), "before step 1")
-            with self.reporter.progress("training", remaining, "steps") as bar:
-                while self.progress.step < self.settings.max_steps and not self._is_done():
+            with self.reporter.progress("training", last, "steps", done) as bar:
+                while self.progress.step < last and not self._is_done():
                     self._one_step(bar)
-            test_metrics = self._test()
+            self.test_metrics = self._test()
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """Return where the run stands and what it took; equal on every rank, but for its times."""
+        progress, (first_step, first_tokens) = self.progress, self.first
+        monitor = self.settings.monitor
+        best: dict[str, Any] = {}
+        if progress.best_step is not None:
+            best = {"best": {monitor: min(progress.monitored), "step": progress.best_step}}
+        tokens = progress.tokens - first_tokens
         return {
-            "steps": self.progress.step,
+            "steps": progress.step,
             "resumed_at": first_step,
-            "consumed_samples": self.progress.consumed_samples,
-            "tokens": int(self.progress.tokens),
-            "skipped_steps": self.progress.skipped,
-            "seconds": round(time.perf_counter() - started, 3),
-            **(self.progress.val_metrics or {}),
-            **test_metrics,
+            "epochs": round(progress.step / self.settings.steps_per_epoch, 4),
+            "consumed_samples": progress.consumed_samples,
+            "tokens": int(progress.tokens),
+            "tokens_per_second": round(tokens / max(self.step_seconds, 1e-9), 1),
+            "skipped_steps": progress.skipped,
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "peak_memory_gib": round(max(self.pace.memory), 3),
+            **(progress.val_metrics or {}),
+            **best,
+            **self.test_metrics,
+            "warnings": self.warnings,
+            "ranks": self.pace.table(),
         }
 
     def _is_done(self) -> bool:
@@ -122,24 +147,40 @@ class Trainer:
         progress = self.progress
         lr = self.settings.schedule.at(progress.step)
         micro_batches = self.train.step(progress.consumed_samples)
+        data_seconds = time.perf_counter() - started
         result = self.learner.step(micro_batches, lr)
-        tokens, asked = self._agree(sum(batch.num_tokens for batch in micro_batches))
+        tokens, asked = self._agree(
+            sum(batch.num_tokens for batch in micro_batches), data_seconds + result.compute_seconds
+        )
         rows = [] if result.applied else self._rows_of(result.broken)
         progress.step += 1
         progress.consumed_samples += self.settings.global_batch_size
         progress.epoch = (progress.step - 1) // self.settings.steps_per_epoch
         progress.tokens += tokens
-        self._log_step(result, lr, tokens / (time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        self.step_seconds += seconds
+        self._log_step(result, lr, tokens / seconds)
         self._watch(result, lr, rows)
-        bar.advance(1, loss=result.metrics["loss"], lr=lr)
+        bar.advance(
+            1,
+            loss=result.metrics["loss"],
+            lr=lr,
+            **{"tokens/s": round(tokens / seconds), "GiB": f"{max(self.pace.memory):.3g}"},
+        )
         self._validate_and_save_when_due(asked)
 
-    def _agree(self, local_tokens: int) -> tuple[float, Asked]:
-        """Return the tokens of all replicas and what any rank was asked for, in one reduction."""
-        tokens, *counts = reduce_sums(
-            [local_tokens], self.requests.pending(), self.learner.backend.device
-        )
-        return tokens, Asked.of(counts)
+    def _agree(self, local_tokens: int = 0, seconds: float | None = None) -> tuple[float, Asked]:
+        """Return the tokens of all replicas and what any rank was asked for, in one reduction.
+
+        It also tells every rank how much memory each one took, and how long a step of training
+        kept it busy.
+        """
+        device = self.learner.backend.device
+        asked = self.requests.pending()
+        pace = self.pace.told(seconds or 0.0, peak_memory(device) / GIB)
+        tokens, *rest = reduce_sums([local_tokens], [*asked, *pace], device)
+        self.pace.take(rest[len(asked) :], is_step=seconds is not None)
+        return tokens, Asked.of(rest[: len(asked)])
 
     def _watch(self, result: StepResult, lr: float, rows: list[str]) -> None:
         progress, loss = self.progress, result.metrics["loss"]
@@ -150,8 +191,14 @@ class Trainer:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
             warning = self.health.skipped(progress.step, loss, lr, rows, progress.skipped_in_a_row)
-        if warning:
-            self.reporter.warn(warning)
+        for text in (warning, *self.pace.warnings()):
+            if text:
+                self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        """Say a warning now, and keep it for the summary."""
+        self.reporter.warn(text)
+        self.warnings.append(f"step {self.progress.step}: {text}")
 
     def _rows_of(self, broken: list[int]) -> list[str]:
         """Return where the rows of the micro-batches without a finite loss are, on every rank."""
@@ -172,6 +219,7 @@ class Trainer:
                 "consumed_samples": self.progress.consumed_samples,
                 "epoch": self.progress.epoch,
                 "tokens_per_second": round(tokens_per_second, 1),
+                "memory_gib": round(max(self.pace.memory), 3),
             }
         )
 
@@ -206,7 +254,7 @@ class Trainer:
         if metrics:
             self.progress.val_metrics = metrics
             if self.settings.monitor in metrics:
-                self.progress.monitored.append(metrics[self.settings.monitor])
+                self.progress.note(metrics[self.settings.monitor])
         return asked
 
     def _test(self) -> dict[str, float]:
@@ -219,7 +267,7 @@ class Trainer:
 
     def _measure(self, feed: Feed, split: str, what: str) -> tuple[dict[str, float], Asked]:
         """Measure and log the rows of ``feed``; no means when a wish to stop came first."""
-        measured = measure(feed, self.learner, self.reporter, lambda: self._agree(0)[1], what)
+        measured = measure(feed, self.learner, self.reporter, lambda: self._agree()[1], what)
         if measured.means is None:
             return {}, measured.asked
         metrics = {f"{split}_{name}": value for name, value in measured.means.items()}
@@ -230,3 +278,10 @@ class Trainer:
         if self.records is not None:
             self.records.log(values)
         self.reporter.metrics(values)
+
+
+def _open_pace() -> Pace:
+    """Return an empty book of all ranks. Collective."""
+    hosts = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hosts, socket.gethostname())
+    return Pace(torch.distributed.get_rank(), hosts)

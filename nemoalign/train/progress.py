@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -19,3 +20,11 @@ class Progress:
     skipped_in_a_row: int = 0
     monitored: list[float] = field(default_factory=list)
     """The monitored metric at every validation so far."""
+    best_step: int | None = None
+    """The step of the lowest of them."""
+
+    def note(self, value: float) -> None:
+        """Add the monitored metric of a validation that was made now."""
+        if value < min(self.monitored, default=math.inf):
+            self.best_step = self.step
+        self.monitored.append(value)

@@ -13,6 +13,17 @@ from typing import IO, Any
 from nemoalign.errors import ConflictError
 
 SUMMARY = "summary.json"
+FINISHED = "finished"
+
+
+def finished_summary(directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is complete, or None: one that stopped has a summary too."""
+    path = directory / SUMMARY
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    # Runs from before there was a state wrote a summary only when they were complete.
+    return summary if summary.get("state", FINISHED) == FINISHED else None
 
 
 class RunDirectory:
@@ -22,11 +33,6 @@ class RunDirectory:
         self.path = path
         self._metrics: IO[str] | None = None
         self._lock: int | None = None
-
-    def summary(self) -> dict[str, Any] | None:
-        """Return the summary of a run that ended here, or None."""
-        path = self.path / SUMMARY
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def open(self) -> None:
         """Create the directory, take its lock and open ``metrics.jsonl`` for appending.
@@ -43,6 +49,8 @@ class RunDirectory:
                 f"{self.path} is being written by another nemoalign process. "
                 "Wait for it, or give this run its own directory with -o."
             ) from error
+        # What an earlier part of the run said at its end is no longer so.
+        (self.path / SUMMARY).unlink(missing_ok=True)
         self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -68,7 +76,7 @@ class RunDirectory:
         self._metrics.flush()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, whose presence says that the run is complete."""
+        """Write ``summary.json``; only its state ``finished`` says that the run is complete."""
         temporary = self.path / f"{SUMMARY}.tmp"
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.path / SUMMARY)

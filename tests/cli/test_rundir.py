@@ -25,12 +25,12 @@ def choose(run, world=None, environ=None, *, create=True) -> str:
     return str(choose_directory(run, world, environ or {}, create=create))
 
 
-def leave(directory: str, run, *, finished: bool) -> None:
+def leave(directory: str, run, *, finished: bool, summary: str = "{}") -> None:
     """Leave what a run writes first and last."""
     path = Path(directory)
     (path / "config.yaml").write_text(run.with_output(path).to_yaml())
     if finished:
-        (path / "summary.json").write_text("{}")
+        (path / "summary.json").write_text(summary)
 
 
 def test_the_next_free_number_is_taken_at_once():
@@ -56,6 +56,12 @@ def test_a_finished_run_is_not_continued():
     run = merged()
     leave(choose(run), run, finished=True)
     assert choose(run) == "runs/sft-2"
+
+
+def test_a_stopped_run_is_continued():
+    run = merged()
+    leave(choose(run), run, finished=True, summary='{"state": "stopped"}')
+    assert choose(run) == "runs/sft-1"
 
 
 def test_ranks_of_slurm_agree_through_the_job():

@@ -113,12 +113,21 @@ def terminal_reporter(**options) -> tuple[show.TerminalReporter, io.StringIO]:
     return reporter, drawn
 
 
+def test_a_narrow_terminal_shows_everything_a_step_reports_of_a_run_that_goes_on():
+    reporter, drawn = terminal_reporter(color_system=None)
+    reporter.console.width = 80
+    with reporter.progress("training", 2000, "steps", 900) as bar:
+        bar.advance(1, loss=2.34567, lr=1e-5, **{"tokens/s": 1432, "GiB": "1.27"})
+    assert "901 of 2,000 steps" in drawn.getvalue()
+    assert "loss 2.3457  lr 1e-05  tokens/s 1432  GiB 1.27" in drawn.getvalue()
+
+
 def test_a_terminal_gets_a_bar_with_amounts_and_the_latest_fields():
     reporter, drawn = terminal_reporter(color_system=None)
     with reporter.progress("training [x]", 4, "steps") as bar:
         bar.advance(1, loss=2.34567, lr=1e-5)
         reporter.say("said [above] it")
-    assert "1 steps of 4 steps" in drawn.getvalue()
+    assert "1 of 4 steps" in drawn.getvalue()
     assert "loss 2.3457  lr 1e-05" in drawn.getvalue()
     assert "said [above] it" in drawn.getvalue()
 

@@ -20,6 +20,11 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
     val = tiny.read_metrics(made / "full", "val")
     assert [entry["step"] for entry in val] == [0, 2]
     assert summary["val_loss"] == val[-1]["val_loss"] < val[0]["val_loss"]
+    assert summary["best"] == {"val_loss": val[-1]["val_loss"], "step": 2}
+    assert (summary["state"], summary["algorithm"]) == ("finished", "sft")
+    assert summary["epochs"] == 0.5
+    peaks = [entry["memory_gib"] for entry in tiny.read_metrics(made / "full")]
+    assert 0.1 < peaks[0] <= peaks[-1] <= summary["peak_memory_gib"] < 8
 
 
 @pytest.mark.slow
@@ -47,6 +52,19 @@ def test_a_finished_runs_archive_exports_and_evaluates_to_its_last_loss(
 
 
 @pytest.mark.slow
+def test_a_run_that_stopped_says_why_in_its_summary(made, tmp_path) -> None:
+    run = tmp_path / "run"
+    stopped = tiny.command(
+        "sft", "--config", made / "full/config.yaml", "-o", run, "--max-time", "0:00:00"
+    )
+    assert stopped.returncode == 75, stopped.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["state"] == "stopped"
+    assert summary["reason"] in stopped.stderr
+    assert summary["steps"] == 0
+
+
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_an_interrupted_one_goes_on(made, tmp_path) -> None:
     shutil.copytree(made / "full", tmp_path / "run")
     before = (tmp_path / "run/metrics.jsonl").read_text()
@@ -54,10 +72,14 @@ def test_a_finished_run_says_so_and_an_interrupted_one_goes_on(made, tmp_path) -
     assert again.returncode == 0
     assert "finished" in again.stderr
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
-    (tmp_path / "run/summary.json").unlink()
-    tiny.ok(
-        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--max-steps", 3
-    )
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    (tmp_path / "run/summary.json").write_text(json.dumps({**summary, "state": "stopped"}))
+    said = tiny.ok(
+        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--max-steps", 3,
+        "-v",
+    )  # fmt: skip
+    assert "rank  host" in said
+    assert json.loads((tmp_path / "run/summary.json").read_text())["state"] == "finished"
     assert [entry["step"] for entry in tiny.read_metrics(tmp_path / "run")] == [1, 2, 3]
     changed = tiny.command(
         "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--lr", "5e-3"

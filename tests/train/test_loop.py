@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +13,7 @@ from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.train import pace
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings, Trainer
@@ -248,6 +251,37 @@ def test_a_stop_during_the_test_rows_is_heard_and_they_are_measured_when_the_run
         trainer.restore(find_last(tmp_path / "checkpoints"))
         assert "test_loss" in trainer.fit()
     assert len(read_metrics(tmp_path, "test")) == 1
+
+
+@pytest.mark.dist
+def test_every_rank_knows_which_one_the_others_wait_for(two_ranks, tmp_path) -> None:
+    first, second = two_ranks.run(_train_with_a_slow_rank, tmp_path)
+    assert (first["ranks"], first["warnings"]) == (second["ranks"], second["warnings"])
+    assert [row["rank"] for row in first["ranks"]] == [0, 1]
+    assert [row["times_median"] > 1.3 for row in first["ranks"]] == [False, True]
+    assert first["ranks"][1]["seconds_per_step"] > 0.2 > first["ranks"][0]["seconds_per_step"]
+    assert first["peak_memory_gib"] == max(row["peak_memory_gib"] for row in first["ranks"])
+    assert len(first["warnings"]) == 1
+    assert first["warnings"][0].startswith("step 2: rank 1 on ")
+
+
+def _train_with_a_slow_rank(directory) -> dict:
+    """Runs on each rank: two replicas, the second of which takes 0.2 s more for each micro-batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "WINDOW", 2)
+        return _summary_with_a_slow_rank(directory)
+
+
+def _summary_with_a_slow_rank(directory) -> dict:
+    setup = bench.Setup(ParallelLayout(2), lora=LoraSettings(adapter_dim=2))
+    with bench.learner(setup) as learner:
+        rank = int(os.environ["RANK"])
+        trainer = _trainer(directory / str(rank), learner, max_steps=2)
+        trainer.train, trainer.validation = replace(trainer.train, dp_rank=rank, dp_size=2), None
+        real = learner.algorithm.forward
+        learner.algorithm.forward = lambda *given: time.sleep(0.2 * rank) or real(*given)
+        trainer.checkpointer.save = lambda progress: None
+        return trainer.fit()
 
 
 def test_no_steps_means_only_validation(tmp_path) -> None:

@@ -16,3 +16,11 @@ def test_it_survives_the_file_it_is_kept_in():
 
 def test_a_checkpoint_from_before_a_counter_was_kept_is_read():
     assert Progress(**{"step": 3, "consumed_samples": 12}).skipped == 0
+
+
+def test_the_best_step_is_the_first_of_the_lowest():
+    progress = Progress()
+    for step, value in enumerate([3.0, 2.0, 2.0, 2.5]):
+        progress.step = step
+        progress.note(value)
+    assert (progress.best_step, progress.monitored) == (1, [3.0, 2.0, 2.0, 2.5])

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from nemoalign.errors import ConflictError
-from nemoalign.train.records import RunDirectory
+from nemoalign.train.records import RunDirectory, finished_summary
 
 
 def test_metrics_keep_every_digit_and_are_appended(tmp_path) -> None:
@@ -29,11 +29,32 @@ def test_a_directory_has_one_writer(tmp_path) -> None:
 
 
 def test_summary_says_that_the_run_is_finished(tmp_path) -> None:
-    records = RunDirectory(tmp_path)
-    assert records.summary() is None
-    records.finish({"steps": 3})
-    assert RunDirectory(tmp_path).summary() == {"steps": 3}
+    assert finished_summary(tmp_path) is None
+    summary = {"state": "finished", "steps": 3}
+    RunDirectory(tmp_path).finish(summary)
+    assert finished_summary(tmp_path) == summary
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted", "diverged", "failed"])
+def test_the_summary_of_a_run_that_stopped_does_not_say_that_it_is_complete(
+    tmp_path, state
+) -> None:
+    RunDirectory(tmp_path).finish({"state": state, "steps": 3})
+    assert finished_summary(tmp_path) is None
+
+
+def test_a_summary_from_before_there_was_a_state_says_that_the_run_is_complete(tmp_path) -> None:
+    (tmp_path / "summary.json").write_text('{"steps": 3}')
+    assert finished_summary(tmp_path) == {"steps": 3}
+
+
+def test_a_run_that_goes_on_takes_the_words_of_its_earlier_end_back(tmp_path) -> None:
+    records = RunDirectory(tmp_path)
+    records.finish({"state": "stopped"})
+    records.open()
+    records.close()
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_command_file_repeats_the_command_with_awkward_arguments(tmp_path) -> None:
