@@ -12,7 +12,7 @@ complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -F
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l json -d 'Print the result as one JSON document'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s v -l verbose -d 'Say more; show tracebacks'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -s q -l quiet -d 'Say only warnings'
-complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l template -d 'Print only the template of a prompt'
+complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l template -d 'Print only the template of a prompt; with --json also as Jinja, the form export installs'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l tensors -x -d 'Print name, shape and type of the tensors, all or those that match GLOB'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l check -d 'Read every byte and compare the sums that are stored'
 complete -c nemoalign -n '__fish_seen_subcommand_from inspect' -l diff -r -F -d 'Compare with OTHER, a checkpoint of any form, and name what differs'

@@ -10,6 +10,7 @@ from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.proof import refuse_logits, with_proof
 from nemoalign.checkpoint.settings.adapter import MergedStore, find_base
 from nemoalign.checkpoint.settings.tokenizer import with_tokenizer
+from nemoalign.checkpoint.settings.values import section, text
 from nemoalign.checkpoint.sources.source import AdapterInfo, Source
 from nemoalign.checkpoint.targets.hf import write_hf
 from nemoalign.checkpoint.targets.peft import write_peft
@@ -89,7 +90,13 @@ def with_adapter(source: Source, adapter: Source | None, target: Path) -> Source
 
 def _merged(base: Source, adapter: AdapterInfo, told_by: Source) -> Source:
     """Return ``base`` with merged weights and what the fine-tuning recorded: its prompt template."""
-    told = {"data": told_by.stored_config["data"]} if told_by.stored_config.get("data") else {}
+    told: dict[str, Any] = (
+        {"data": told_by.stored_config["data"]} if told_by.stored_config.get("data") else {}
+    )
+    trained_with = text(section(told_by.stored_config, "tokenizer"), "chat_template")
+    if trained_with is not None:
+        known = section(base.stored_config, "tokenizer")
+        told["tokenizer"] = {**known, "chat_template": trained_with}
     if base.stored_config.get("peft"):
         told["peft"] = base.stored_config["peft"] | {"peft_scheme": "none"}
     return replace(

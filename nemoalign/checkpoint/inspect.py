@@ -12,9 +12,14 @@ from typing import Any
 
 from nemoalign.archive.files import Container, Region
 from nemoalign.checkpoint.open import open_checkpoint
+from nemoalign.checkpoint.settings.chat_template import (
+    ChatTemplate,
+    chat_template,
+    held_template,
+)
 from nemoalign.checkpoint.settings.reward import described_head
 from nemoalign.checkpoint.settings.values import section
-from nemoalign.checkpoint.settings.vocabulary import MAX_FILE_BYTES, tokenizer_size
+from nemoalign.checkpoint.settings.vocabulary import tokenizer_size
 from nemoalign.checkpoint.sources.nemo import HF_FOLDER, read_json_object
 from nemoalign.checkpoint.sources.source import EMBEDDING, KINDS, Source
 from nemoalign.checkpoint.targets.writing import prompt_template
@@ -42,6 +47,7 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
     if isinstance(source, VitSource):
         return inspect_vit(source) | {"size_bytes": _size_bytes(source.path)}
     config = source.config
+    template = chat_template(config, source.files, str(source.path))
     return {
         "path": str(source.path),
         "found_in": None if source.folder is None else str(source.folder),
@@ -60,9 +66,10 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
         "precision": config.get("precision"),
         "size_bytes": _size_bytes(source.path, source.container),
         "tokenizer": _tokenizer(source),
+        "template_from": template.origin if template else None,
         "prompt_template": prompt_template(config),
         "chat_prompt_tokens": dict(section(config, "data", "chat_prompt_tokens")) or None,
-        "chat_template": _chat_template(source),
+        "chat_template": held_template(source.files, str(source.path)),
         "training": _training(source),
         "adapter": _adapter(source),
         "reward_head": described_head(source),
@@ -70,16 +77,14 @@ def inspect_source(source: Source | VitSource) -> dict[str, Any]:
     }
 
 
-def template_of(source: Source | VitSource) -> str:
+def template_of(source: Source | VitSource) -> ChatTemplate:
     """Return the template a prompt must be put into, as ``--template`` prints it.
 
     Raises:
         ContentError: when the checkpoint records none.
     """
-    tokens = section(source.config, "data", "chat_prompt_tokens")
-    found = prompt_template(source.config) if not tokens else _chat_example(tokens)
-    found = found or _chat_template(source)
-    if not found:
+    found = chat_template(source.config, source.files, str(source.path))
+    if found is None:
         raise ContentError(
             f"{source.path} records no prompt template: neither data.train_ds.prompt_template, nor "
             "data.chat_prompt_tokens, nor a chat template of its tokenizer."
@@ -187,35 +192,6 @@ def _tokenizer(source: Source) -> dict[str, Any]:
         "files": files,
         "vocab": tokenizer_size(settings, source.files) if countable else None,
     }
-
-
-def _chat_template(source: Source | VitSource) -> str | None:
-    """Return the Jinja chat template: a file of its own, or a field of tokenizer_config.json."""
-    own = source.files.get(f"{HF_FOLDER}chat_template.jinja")
-    if own is not None:
-        return own.read(MAX_FILE_BYTES).decode("utf-8", "replace")
-    name = f"{HF_FOLDER}tokenizer_config.json"
-    if name not in source.files:
-        return None
-    template = read_json_object(source.files[name], f"{source.path}: {name}").get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict)]
-        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def _chat_example(tokens: Mapping[str, str]) -> str:
-    """Return one round of NeMo's chat format with these special tokens."""
-    named = {name: str(value) for name, value in tokens.items()}
-    turn, name_end, turn_end = (
-        named.get(key, "") for key in ("turn_start", "end_of_name", "end_of_turn")
-    )
-    system = named.get("system_turn_start", "")
-    return (
-        f"{system}System{name_end}{{system message}}{turn_end}"
-        f"{turn}User{name_end}{{turn 1 user message}}{turn_end}"
-        f"{turn}Assistant{name_end}{{turn 1 assistant message}}{turn_end}{turn}"
-    )
 
 
 def _training(source: Source) -> dict[str, Any]:

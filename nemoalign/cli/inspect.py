@@ -13,6 +13,7 @@ from nemoalign.cli.spec import CommandSpec, Talk
 from nemoalign.config.fields import own_settings, setting
 
 if TYPE_CHECKING:
+    from nemoalign.checkpoint.settings.chat_template import ChatTemplate
     from nemoalign.checkpoint.sources.remote import Remote
     from nemoalign.checkpoint.sources.source import Source
     from nemoalign.checkpoint.vit.source import VitSource
@@ -29,7 +30,10 @@ class InspectFlags(Talk):
     """Flags of inspect."""
 
     template: bool = setting(
-        False, "Print only the template of a prompt.", flag="--template", panel=SHOWN
+        False,
+        "Print only the template of a prompt; with --json also as Jinja, the form export installs.",
+        flag="--template",
+        panel=SHOWN,
     )
     tensors: str | None = setting(
         None,
@@ -106,8 +110,7 @@ def inspect(typed: Mapping[str, Any]) -> int:
         value = room.find_value(source, known.key)
         show.document(value) if known.json else show.emit(_raw(value))
     elif known.template:
-        template = room.template_of(source)
-        show.document({"template": template}) if known.json else show.emit(template)
+        _show_template(room.template_of(source), as_json=known.json)
     elif known.tensors is not None:
         _show_tensors(room.list_tensors(source, known.tensors), as_json=known.json)
     else:
@@ -129,6 +132,16 @@ def _raw(value: Any) -> str:
     import json
 
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _show_template(template: ChatTemplate, *, as_json: bool) -> None:
+    from nemoalign.cli import show
+
+    if not as_json:
+        show.emit(template.text)
+        return
+    told = {"template": template.text, "from": template.origin, "jinja": template.jinja}
+    show.document({**told, "notes": list(template.notes)})
 
 
 def _show_tensors(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -161,6 +174,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what is shown, line by line; what is not there is left out."""
+    from nemoalign.checkpoint.settings.chat_template import PROMPT_TEMPLATE, TURNS
     from nemoalign.cli import show
 
     sizes = report["sizes"]
@@ -187,12 +201,11 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "dtype", ", ".join(report["dtypes"])
     yield "size", show.amount_of(report["size_bytes"], "bytes")
     yield "tokenizer", _tokenizer(report["tokenizer"])
-    if report["prompt_template"]:
+    if report["template_from"] == PROMPT_TEMPLATE:
         yield "prompt", repr(report["prompt_template"])
-    for name, words in (("chat_prompt_tokens", "NeMo's turns"), ("chat_template", "Jinja")):
-        if report[name]:
-            yield "chat", f"{words}; --template prints it"
-            break
+    elif report["template_from"]:
+        words = "NeMo's turns" if report["template_from"] == TURNS else "Jinja"
+        yield "chat", f"{words}; --template prints it"
     yield from _adapter(report["adapter"])
     yield from _training(report["training"])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nemoalign.config.prompts import named_piece, pieces, unescaped
 from nemoalign.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ SEPARATOR_ID = 0
 """What NeMo puts between prompt and answer with ``add_sep``: id 0, whatever it means."""
 
 _FIELD = re.compile(r"\{(.*?)\}")
-_PIECE = re.compile(r"( *\{.+?\})")
-_ESCAPE = re.compile(r"\\(?:[ntr\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
 _SETTING = "model.data.train_ds"
 
 
@@ -70,7 +69,7 @@ class PromptTemplate:
             truncation_field: fields to shorten, comma separated; None takes ``input``, or the first
                 field where there is no such; empty takes none.
         """
-        plain = _ESCAPE.sub(lambda match: match[0].encode().decode("unicode_escape"), text)
+        plain = unescaped(text)
         found = _FIELD.findall(plain)
         if not found or "" in found:
             raise ConfigError(
@@ -100,10 +99,10 @@ class PromptTemplate:
 
         Where a tokenizer puts a space before every text, one leading space of a piece is dropped.
         """
-        cut = [piece for piece in _PIECE.split(self.text) if piece]
+        cut = pieces(self.text)
         if not space_sensitive:
             cut = [piece.removeprefix(" ") for piece in cut]
-        return [_named_piece(piece) for piece in cut]
+        return [named_piece(piece) for piece in cut]
 
 
 def template_of(config: Mapping[str, Any]) -> str | None:
@@ -209,11 +208,6 @@ def _shortened(
 
 def _cut(ids: list[int], length: int, method: Literal["left", "right"]) -> list[int]:
     return ids[len(ids) - length :] if method == "left" else ids[:length]
-
-
-def _named_piece(piece: str) -> tuple[str, str | None]:
-    match = re.fullmatch(r"( *)\{(.+)\}", piece)
-    return (match[1], match[2]) if match else (piece, None)
 
 
 def _filled(piece: tuple[str, str | None], row: Mapping[str, str]) -> str:

@@ -10,7 +10,9 @@ import nemoalign
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
 
 if TYPE_CHECKING:
+    from nemoalign.config.data import DataConfig
     from nemoalign.config.merged import Merged
+    from nemoalign.data.dataset import SftDataset
     from nemoalign.data.tokenizer import Tokenizer
     from nemoalign.train.inputs import Inputs
 
@@ -27,16 +29,8 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
     config["tensor_model_parallel_size"] = run.model.tensor_model_parallel_size
     config["pipeline_model_parallel_size"] = run.model.pipeline_model_parallel_size
     config["optim"] = merged.tree["model"]["optim"]
-    data = _section(config, "data")
     if inputs.train is not None:
-        if inputs.train.has_chat:
-            data["chat"] = True
-            _section(config, "tokenizer")["chat_template"] = tokenizer.chat_template
-        if inputs.train.has_nemo_chat:
-            data["chat"] = True
-            data["chat_prompt_tokens"] = asdict(run.model.data.chat_prompt_tokens)
-        if inputs.train.has_prompts:
-            _section(data, "train_ds")["prompt_template"] = inputs.train.template.text
+        _record_prompts(config, inputs.train, run.model.data, tokenizer)
     if run.model.peft.peft_scheme == "lora":
         config["peft"] = merged.tree["model"]["peft"]
         config["restore_from_path"] = str(run.pretrained_checkpoint.restore_from_path)
@@ -53,6 +47,31 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
         "seed": run.model.seed,
     }
     return dump_checkpoint_config(config)
+
+
+def _record_prompts(
+    config: dict[str, Any], rows: SftDataset, settings: DataConfig, tokenizer: Tokenizer
+) -> None:
+    """Say how prompts were written, where NeMo says it; what a checkpoint before said is over."""
+    data = _section(config, "data")
+    is_chat = rows.has_chat or rows.has_nemo_chat
+    if is_chat or rows.has_prompts:
+        data["chat"] = is_chat
+        data.pop("chat_prompt_tokens", None)
+        _section(data, "train_ds").pop("prompt_template", None)
+    if rows.has_chat:
+        _section(config, "tokenizer")["chat_template"] = tokenizer.chat_template
+    if rows.has_nemo_chat:
+        data["chat_prompt_tokens"] = asdict(settings.chat_prompt_tokens)
+    if rows.has_prompts:
+        used = settings.train_ds
+        _section(data, "train_ds").update(
+            prompt_template=rows.template.text,
+            label_key=rows.template.label_key,
+            add_bos=used.add_bos,
+            add_eos=used.add_eos,
+            add_sep=used.add_sep,
+        )
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

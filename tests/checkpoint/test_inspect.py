@@ -156,10 +156,10 @@ def test_settings_are_found_by_dotted_key():
 
 
 def test_the_template_is_the_one_prompts_must_be_put_into(nemo_llama):
-    chat = template_of(open_source(FIXTURES / "chatsft_tp1_file.nemo"))
+    chat = template_of(open_source(FIXTURES / "chatsft_tp1_file.nemo")).text
     assert chat.startswith("<extra_id_0>System\n{system message}\n<extra_id_1>User\n")
     assert chat.endswith("<extra_id_1>Assistant\n{turn 1 assistant message}\n<extra_id_1>")
-    assert template_of(open_source(nemo_llama)) == "{{ messages }}"
+    assert template_of(open_source(nemo_llama)).text == "{{ messages }}"
     with pytest.raises(ContentError, match="records no prompt template"):
         template_of(open_source(FIXTURES / "llama.nemo"))
 
@@ -167,7 +167,7 @@ def test_the_template_is_the_one_prompts_must_be_put_into(nemo_llama):
 def test_a_prompt_template_wins_over_the_tokenizers_chat_template(nemo_llama):
     source = open_source(nemo_llama)
     source.config["data"]["train_ds"] = {"prompt_template": "Q: {input} A: {output}"}
-    assert template_of(source) == "Q: {input} A: {output}"
+    assert template_of(source).text == "Q: {input} A: {output}"
     assert inspect_source(source)["prompt_template"] == "Q: {input} A: {output}"
 
 

@@ -50,6 +50,24 @@ def test_conversations_keep_their_chat_template(tmp_path) -> None:
     assert config["tokenizer"] == {"library": "huggingface", "chat_template": tiny.CHATML}
 
 
+def test_what_a_checkpoint_said_of_prompts_is_over_when_the_run_wrote_them_otherwise(
+    tmp_path, monkeypatch
+) -> None:
+    turns = {"turn_start": "<extra_id_1>"}
+    before = {"chat": True, "chat_prompt_tokens": turns, "train_ds": {"prompt_template": "{x}"}}
+    monkeypatch.setitem(CHECKPOINT, "data", {**before, "seq_length": 128})
+    template = {"model.data.train_ds.prompt_template": "{input} {output}"}
+    data = _written(tmp_path, tiny.rows(8, seed=1), **template)["data"]
+    assert data == {
+        "chat": False,
+        "seq_length": 128,
+        "train_ds": {
+            "prompt_template": "{input} {output}", "label_key": "output",
+            "add_bos": False, "add_eos": True, "add_sep": False,
+        },
+    }  # fmt: skip
+
+
 def test_an_adapter_names_its_base(tmp_path) -> None:
     flags = {"model.peft.lora_tuning.adapter_dim": 8, "model.peft.peft_scheme": "lora"}
     config = _written(tmp_path, tiny.rows(8, seed=1), **flags)

@@ -8,6 +8,7 @@ cut out of a text before the model sees it.
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,16 @@ def _added_tokens(
     for text in dict.fromkeys(added):
         number = ids[text] if text in ids else len(model.pieces) + new.index(text)
         special[number], texts[number] = True, text
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    # The model's own symbols are found in the normalized text, after its first space.
     return [
-        {"id": number, "content": texts[number], **flags, "special": special[number]}
+        {
+            "id": number,
+            "content": texts[number],
+            **flags,
+            "normalized": not special[number],
+            "special": special[number],
+        }
         for number in sorted(special)
     ]
 
@@ -131,7 +139,11 @@ def _normalizers(model: _Model) -> list[dict[str, Any]]:
         steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if model.adds_space:
-        steps.append({"type": "Prepend", "prepend": _SPACE})
+        symbols = [re.escape(text) for text, _, kind in model.pieces if kind == _USER_DEFINED]
+        # A symbol alone gets no space: that is how tokenizers looks for it in other texts.
+        start = rf"\A(?!(?:{'|'.join(symbols)})?\z)"
+        first = {"type": "Replace", "pattern": {"Regex": start}, "content": _SPACE}
+        steps.append(first if symbols else {"type": "Prepend", "prepend": _SPACE})
     return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
 
 

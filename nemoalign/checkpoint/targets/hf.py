@@ -9,6 +9,7 @@ from typing import Any
 
 from nemoalign.archive.dtypes import Array
 from nemoalign.checkpoint.settings.adapter import MergedStore
+from nemoalign.checkpoint.settings.chat_template import chat_template, held_template, installed
 from nemoalign.checkpoint.settings.hf_config import check_exportable, hf_files
 from nemoalign.checkpoint.sources.hf import open_hf
 from nemoalign.checkpoint.sources.source import Source
@@ -32,6 +33,7 @@ def write_hf(
     check_exportable(source)
     check_copies(source)
     files, notes = hf_files(source, options)
+    files = _with_chat_template(source, files, reporter)
     for note in notes:
         reporter.warn(note)
     plans = tensor_plans(source.family, source.arch)
@@ -44,6 +46,25 @@ def write_hf(
         reopen=open_hf,
     )
     return write_directory(directory, target, options, reporter)
+
+
+def _with_chat_template(
+    source: Source, files: dict[str, bytes], reporter: Reporter
+) -> dict[str, bytes]:
+    """Install the template the model was trained with, unless it is the one its tokenizer brings."""
+    template = chat_template(source.config, source.files, str(source.path))
+    held = held_template(source.files, str(source.path))
+    if template is None or template.jinja == held:
+        return files
+    for note in template.notes:
+        reporter.warn(note)
+    if template.jinja is None:
+        return files
+    what = (
+        "" if held is None else ", in place of the tokenizer's own, which it was not trained with"
+    )
+    reporter.say(f"chat template: made of {template.origin}{what}")
+    return installed(template, files)
 
 
 def _warn_of_rounding(source: Source, plans: list[TensorPlan], reporter: Reporter) -> None:

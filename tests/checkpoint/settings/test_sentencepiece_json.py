@@ -99,6 +99,21 @@ def test_tokens_around_and_inside_a_text():
     assert fast.decode([size, 2], skip_special_tokens=True) == ""
 
 
+@pytest.mark.parametrize("kind", ["bpe, bytes", "unigram, bytes", "bpe, no first space"])
+def test_symbols_of_the_model_are_found_in_any_text(kind):
+    content = train(**KINDS[kind], user_defined_symbols=["<extra_id_0>", "<extra_id_1>", "(?"])
+    pair = (
+        sentencepiece.SentencePieceProcessor(model_proto=content),
+        Tokenizer.from_str(json.dumps(tokenizer_json(content))),
+    )
+    for text in (
+        "<extra_id_0>the\ncat<extra_id_1>sat\n", "the <extra_id_1> cat", "the<extra_id_1><extra_id_1>",
+        " <extra_id_0> cat", "a (? b <extra_id_2>", "the cat<extra_id_1>", "the\n<extra_id_0>\nthe",
+    ):  # fmt: skip
+        theirs, ours = pair
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
+
+
 @pytest.mark.parametrize("kind", ["char", "word"])
 def test_other_kinds_of_models_have_no_such_form(kind):
     assert tokenizer_json(train(model_type=kind, vocab_size=30)) is None
