@@ -12,7 +12,6 @@ from tests.cli.running import run
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 CHAT = FIXTURES / "chatsft_tp1_file.nemo"
 GPT = FIXTURES / "gpt_tp2pp2_ranks.nemo"
-LORA = FIXTURES / "lora_tp1.nemo"
 
 
 def test_a_person_sees_what_it_is_without_torch():
@@ -34,11 +33,6 @@ def test_a_script_gets_json():
     assert report["sizes"]["layers"] == 4
     assert report["prompt_template"] == "{input} {output}"
     assert report["tokenizer"]["library"] == "sentencepiece"
-
-
-def test_an_adapter_says_what_it_adapts():
-    shown = run("inspect", LORA).out
-    assert "LoRA rank 8, alpha 8, on all; base base.nemo" in shown
 
 
 @pytest.mark.parametrize(
@@ -64,6 +58,10 @@ def test_the_template_is_printed_as_it_is_used():
     shown = run("inspect", CHAT, "--template").out
     assert "<extra_id_0>System" in shown
     assert "<extra_id_1>User" in shown
+    told = json.loads(run("inspect", CHAT, "--template", "--json").out)
+    assert told["template"] == shown.removesuffix("\n")
+    assert told["from"] == "data.chat_prompt_tokens"
+    assert told["jinja"].startswith("{% set system = messages[0]['content']")
 
 
 def test_tensors_are_listed_with_shape_and_type():
