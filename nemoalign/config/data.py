@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from nemoalign.config.fields import Section, section, setting
@@ -61,6 +62,12 @@ class TrainData(Section):
         flag="--shuffle/--no-shuffle",
         panel="Checkpoint and data",
     )
+    index_mapping_dir: Path | None = setting(
+        None,
+        "Directory where lines and tokens of all files are kept for later starts.",
+        path_kind="directory",
+        shown="nemoalign/index in $XDG_CACHE_HOME or ~/.cache",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,11 @@ class DataConfig(Section):
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
     test_ds: TestData = section(TestData)
+    tokenize_ahead_megabytes: int = setting(
+        256,
+        "Files of so much text are checked and tokenized whole, once; rows of larger ones when used.",
+        at_least=0,
+    )
     preview: int = setting(
         0,
         "Show so many samples as they are trained, the learned text between brackets.",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,8 +47,6 @@ class SftSettings:
     mask: Mask = "assistant"
     turns: TurnTokens = field(default_factory=TurnTokens)
     """What stands around the turns of NeMo's own chat rows."""
-    cached_tokens: int = 50_000_000
-    """Ids kept in memory, five bytes each."""
 
     def template(self) -> PromptTemplate:
         """Return the prompt template in force; raises ConfigError when it makes no sense."""
@@ -62,6 +60,10 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, settings: SftSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.template = settings.template()
+
+    def key(self) -> dict[str, Any]:
+        """Return all that decides which ids a row becomes, beside the row and its schema."""
+        return {"tokenizer": self.tokenizer.fingerprint, **asdict(self.settings)}
 
     def encode(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Encoded]:
         """Return the ids of some rows of a file; raises DataError that names the first bad one."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib
 import itertools
-import shutil
-import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,28 @@ import numpy as np
 from nemoalign.archive.pickles import load_pickle
 from nemoalign.archive.stand_ins import Record as Pickled
 from nemoalign.data.formats import RowFile
-from nemoalign.data.jsonl import JsonlFile, mapped
-from nemoalign.errors import DataError, NemoAlignError, ResourceError, SourceError
+from nemoalign.data.index import IndexDirectory
+from nemoalign.data.jsonl import JsonlFile, opened
+from nemoalign.errors import DataError, NemoAlignError, ResourceError
 
 
-def open_rows(path: Path) -> RowFile:
-    """Return the rows of a file.
+def open_rows(path: Path, index: IndexDirectory | None = None) -> RowFile:
+    """Return the rows of a file; where its lines begin is kept in ``index``.
 
     Raises:
         SourceError: when it cannot be read.
         DataError: when it is empty or damaged.
         ResourceError: when reading it needs a package that is not installed.
     """
-    start = _start(path)
+    with opened(path) as file:
+        start = file.read(8)
     if start.startswith(b"\x1f\x8b"):
-        return JsonlFile(path, _unzipped(path))
+        return JsonlFile(path, index, lambda: _unzipped(path))
     if start.startswith(b"PAR1"):
         return _parquet(path)
     if start.startswith(b"\x93NUMPY"):
         return PackedFile(path)
-    return JsonlFile(path)
+    return JsonlFile(path, index)
 
 
 def _parquet(path: Path) -> RowFile:
@@ -49,25 +50,14 @@ def _parquet(path: Path) -> RowFile:
     return module.ParquetFile(path)
 
 
-def _start(path: Path) -> bytes:
+def _unzipped(path: Path) -> Iterator[bytes]:
+    """Yield the text of a compressed file."""
     try:
-        with path.open("rb") as file:
-            return file.read(8)
-    except OSError as error:
-        raise SourceError(
-            f"{path} cannot be read ({error.strerror}). Check the path after --data or --val."
-        ) from error
-
-
-def _unzipped(path: Path) -> Any:
-    """Return the text of a compressed file, mapped from a temporary file that has no name."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            with gzip.open(path) as compressed:
-                shutil.copyfileobj(compressed, file, 1 << 20)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path} is damaged ({error}). Fetch or compress it again.") from error
-        return mapped(file)
+        with gzip.open(path) as compressed:
+            while chunk := compressed.read(1 << 20):
+                yield chunk
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}). Fetch or compress it again.") from error
 
 
 class PackedFile:
@@ -79,7 +69,7 @@ class PackedFile:
     blank_lines = 0
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.size_bytes = path, path.stat().st_size
         self._packs = _object_array(path)
         self._places = [
             (number, start, end)

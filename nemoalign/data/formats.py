@@ -32,6 +32,8 @@ class RowFile(Protocol):
 
     path: Path
     blank_lines: int
+    size_bytes: int
+    """Of its text, unpacked."""
 
     def __len__(self) -> int: ...
 
@@ -118,18 +120,18 @@ def read_rows(file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Row]:
     return [_read(file, schema, row) for row in rows]
 
 
-def check_rows(file: RowFile, schema: Schema) -> None:
-    """Read every row once; raises DataError with the first bad line and the number of others."""
+def check_rows(file: RowFile, schema: Schema, rows: Sequence[int]) -> None:
+    """Read some rows; raises DataError with the first bad line and the number of others."""
     first: DataError | None = None
     bad = 0
-    for row in range(len(file)):
+    for row in rows:
         try:
             _read(file, schema, row)
         except DataError as error:
             first = first or error
             bad += 1
     if first is not None:
-        others = f" {bad - 1} more of {len(file)} rows are wrong too." if bad > 1 else ""
+        others = f" {bad - 1} more of {len(rows)} rows are wrong too." if bad > 1 else ""
         raise DataError(f"{first}{others}") from first
 
 

@@ -24,12 +24,12 @@ class ParquetFile:
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is damaged ({error}). Fetch it again.") from error
         groups = range(self._table.num_row_groups)
+        self.size_bytes = sum(self._table.metadata.row_group(n).total_byte_size for n in groups)
         sizes = [self._table.metadata.row_group(group).num_rows for group in groups]
         self._starts = np.cumsum([0, *sizes])
         if not self._starts[-1]:
             raise DataError(f"{path} is empty: a table of no rows.")
-        self._group = -1
-        self._rows: list[dict[str, Any]] = []
+        self._loaded: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -41,8 +41,9 @@ class ParquetFile:
     def record(self, row: int) -> dict[str, Any]:
         """Return one row; fields that are null in it are left out."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if group != self._group:
-            self._rows = self._table.read_row_group(group).to_pylist()
-            self._group = group
-        record = self._rows[row - int(self._starts[group])]
+        loaded, rows = self._loaded
+        if group != loaded:
+            rows = self._table.read_row_group(group).to_pylist()
+            self._loaded = (group, rows)
+        record = rows[row - int(self._starts[group])]
         return {name: value for name, value in record.items() if value is not None}

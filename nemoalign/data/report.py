@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nemoalign.data.encoded import EncodedFile
 
 
-@dataclass
+@dataclass(frozen=True)
 class FileReport:
-    """Counts of one file; ``tokens`` and what follows count usable rows only."""
+    """Counts of one file; ``tokens`` and what follows count usable rows only.
+
+    Of a large file they are estimates from ``sampled`` rows, and nobody looked for duplicates.
+    """
 
     path: str
     schema: str
@@ -20,17 +29,33 @@ class FileReport:
     longest: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    sampled: int | None = None
 
-    def count(self, length: int, trained: int, truncated: bool) -> None:
-        """Add one row of ``length`` input tokens; without a trained token it is dropped."""
-        self.rows += 1
-        self.truncated += truncated
-        if not trained:
-            self.dropped += 1
-            return
-        self.longest = max(self.longest, length)
-        self.tokens += length
-        self.trained_tokens += trained
+    @classmethod
+    def of(cls, file: EncodedFile, weight: float) -> FileReport:
+        """Return what is known of a file."""
+        found, length = file.found, file.lengths
+        usable = found["trained"] > 0
+        rows = len(file.file)
+        share = rows / max(1, len(usable))
+
+        def total(values: np.ndarray) -> int:
+            return round(int(values.sum()) * share)
+
+        return cls(
+            path=str(file.file.path),
+            schema=file.schema.name,
+            blank_lines=file.file.blank_lines,
+            weight=weight,
+            rows=rows,
+            dropped=total(~usable),
+            truncated=total(found["truncated"]),
+            duplicates=0 if file.is_large else rows - len(np.unique(found["digests"])),
+            longest=int(length[usable].max(initial=0)),
+            tokens=total(length[usable]),
+            trained_tokens=total(found["trained"]),
+            sampled=len(usable) if file.is_large else None,
+        )
 
     def line(self, max_seq_length: int) -> str:
         """Return the counts as one sentence."""
@@ -49,6 +74,8 @@ class FileReport:
             share = self.trained_tokens / self.tokens
             parts.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%})")
             parts.append(f"longest {self.longest:,}")
+        if self.sampled is not None:
+            parts.append(f"estimated from {self.sampled:,} rows")
         return ", ".join(parts)
 
 
@@ -59,6 +86,8 @@ class DataReport:
     split: str
     max_seq_length: int
     files: tuple[FileReport, ...]
+    not_kept: str | None = None
+    """Why the index could not be kept for the next start, if it could not."""
 
     @property
     def rows(self) -> int:
@@ -103,3 +132,12 @@ class DataReport:
     def lines(self) -> list[str]:
         """Return one sentence per file."""
         return [f"{self.split} data {file.line(self.max_seq_length)}" for file in self.files]
+
+    def problems(self) -> list[str]:
+        """Return what is odd, a sentence each."""
+        if self.not_kept is None:
+            return []
+        return [
+            f"What was found in the data cannot be kept for the next start ({self.not_kept}). Name a "
+            "directory for it: -s model.data.train_ds.index_mapping_dir=DIR"
+        ]

@@ -68,6 +68,11 @@ class Tokenizer(Protocol):
         """The Jinja chat template, if there is one."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers that make the same ids of every text and conversation."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of one text."""
         ...

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+import transformers
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from nemoalign.data.encoding import Encoding, is_space_sensitive
+from nemoalign.data.encoding import Encoding, fingerprint, is_space_sensitive
 from nemoalign.data.rendering import Messages, render
 from nemoalign.errors import SourceError
 
@@ -32,6 +34,12 @@ class HfTokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.space_sensitive = is_space_sensitive(tokenizer.tokenize)
         self._templates: Any = tokenizer.chat_template
+        self.fingerprint = fingerprint(
+            [transformers.__version__, tokenizers.__version__],
+            self._backend.to_str().encode(),
+            self._templates,
+            tokenizer.special_tokens_map,
+        )
 
     @property
     def chat_template(self) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import sentencepiece
 
-from nemoalign.data.encoding import Encoding, is_space_sensitive
+from nemoalign.data.encoding import Encoding, fingerprint, is_space_sensitive
 from nemoalign.data.rendering import Messages, render
 from nemoalign.errors import SourceError
 
@@ -56,6 +56,11 @@ class SentencePieceTokenizer:
             "bos_token": self._text_of(self.bos_id),
             "eos_token": self._text_of(self.eos_id),
         }
+        self.fingerprint = fingerprint(
+            sentencepiece.__version__,
+            model,
+            [self._special, self._variables, chat_template, trim_after_special],
+        )
 
     @classmethod
     def from_nemo(cls, model: bytes, settings: Mapping[str, Any]) -> SentencePieceTokenizer:

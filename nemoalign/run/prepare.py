@@ -70,6 +70,8 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     inputs = read_inputs(config, tokenizer)
     for line in inputs.report() + packing_report(inputs, config, layout):
         reporter.say(line)
+    for problem in inputs.problems():
+        reporter.warn(problem)
     if inputs.train is not None:
         for line in preview(inputs.train, tokenizer, config.model.data.preview):
             reporter.say(line)

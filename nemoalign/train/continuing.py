@@ -21,6 +21,7 @@ FREE = (
     "model.virtual_pipeline_model_parallel_size",
     "model.sequence_parallel",
     "model.activations_checkpoint_",
+    "model.data.train_ds.index_mapping_dir",
 )
 """Keys that change how a run is computed, not what it computes: layout, limits of time, output."""
 

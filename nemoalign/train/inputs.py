@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from nemoalign.config.values import DataFile
 from nemoalign.data.collate import collate, collate_pack
 from nemoalign.data.dataset import SftDataset
+from nemoalign.data.encoded import Storage
 from nemoalign.data.encoder import SftSettings
+from nemoalign.data.index import cache_directory
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings
+from nemoalign.train.prefetch import PrefetchingFeed
 from nemoalign.train.schedule import Schedule, default_warmup
 
 if TYPE_CHECKING:
@@ -41,6 +44,11 @@ class Inputs:
         """Return what was found in the data, a sentence per file."""
         found = [rows.report().lines() for rows in (self.train, self.validation, self.test) if rows]
         return [line for lines in found for line in lines]
+
+    def problems(self) -> list[str]:
+        """Return what is odd about the data, a sentence each."""
+        reports = [rows.report() for rows in (self.train, self.validation, self.test) if rows]
+        return list(dict.fromkeys(line for report in reports for line in report.problems()))
 
 
 def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
@@ -81,7 +89,8 @@ def make_feeds(
     }
     train = None
     if inputs.train is not None and inputs.sampler is not None:
-        train = Feed(inputs.train, inputs.sampler, **share)
+        feed = PrefetchingFeed if inputs.train.has_large else Feed
+        train = feed(inputs.train, inputs.sampler, **share)
 
     def measured(rows: SftDataset | None) -> Feed | None:
         if rows is None:
@@ -139,7 +148,11 @@ def _dataset(
         turns=TurnTokens(**asdict(config.model.data.chat_prompt_tokens)),
     )
     paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
-    return SftDataset(paths, tokenizer, settings, split)
+    storage = Storage(
+        index_directory=rules.index_mapping_dir or cache_directory(),
+        ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
+    )
+    return SftDataset(paths, tokenizer, settings, split, storage)
 
 
 def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from nemoalign.data.dataset import SftDataset
+from nemoalign.data.encoded import SAMPLED_ROWS, Storage
 from nemoalign.data.encoder import SftSettings
 from nemoalign.data.tokenizer import build_tokenizer
 from nemoalign.errors import ConfigError, DataError
@@ -10,10 +11,10 @@ from tests.data.tiny import TALK, CharTokenizer, regions, save_hf_tokenizer, wri
 ROWS = [{"input": f"question {n}?", "output": "x" * (n + 1)} for n in range(6)]
 
 
-def dataset(tmp_path, rows, tokenizer=None, weight=1.0, **settings):
+def dataset(tmp_path, rows, tokenizer=None, weight=1.0, storage=None, **settings):
     path = write_jsonl(tmp_path / "train.jsonl", rows)
     chosen = SftSettings(**{"max_seq_length": 64, **settings})
-    return SftDataset([(path, weight)], tokenizer or CharTokenizer(), chosen)
+    return SftDataset([(path, weight)], tokenizer or CharTokenizer(), chosen, storage=storage)
 
 
 def texts(data):
@@ -41,11 +42,56 @@ def test_mask_none_trains_the_prompt_too(tmp_path):
     assert dataset(tmp_path, ROWS, mask="completion")[0].loss_mask.sum() == 3
 
 
-def test_a_cache_that_is_too_small_changes_nothing_but_speed(tmp_path):
-    whole, none = dataset(tmp_path, ROWS), dataset(tmp_path, ROWS, cached_tokens=30)
-    for n in range(len(ROWS)):
-        assert whole[n].tokens.tolist() == none[n].tokens.tolist()
-        assert whole[n].loss_mask.tolist() == none[n].loss_mask.tolist()
+def test_rows_of_a_large_file_are_those_of_a_small_one(tmp_path):
+    rows = [{"input": f"question {n}?", "output": "x" * (n % 7 + 1)} for n in range(1200)]
+    whole = dataset(tmp_path, rows)
+    large = dataset(tmp_path, rows, storage=Storage(ahead_bytes=1000, cached_tokens=60))
+    assert (whole.has_large, large.has_large, large.lengths) == (False, True, None)
+    for n in (0, 1, 999, 1199, 0):
+        assert whole.length(n) == large.length(n)
+        assert whole[n].tokens.tolist() == large[n].tokens.tolist()
+        assert whole[n].loss_mask.tolist() == large[n].loss_mask.tolist()
+        assert whole[n].source == large[n].source == f"train.jsonl line {n + 1}"
+
+
+def test_of_a_large_file_a_sample_is_read_and_said_to_be_one(tmp_path):
+    rows = [{"input": f"question {n:04}?", "output": "yes"} for n in range(5000)]
+    exact = dataset(tmp_path, rows).report().files[0]
+    guess = dataset(tmp_path, rows, storage=Storage(ahead_bytes=1000)).report().files[0]
+    assert (guess.rows, guess.tokens, guess.trained_tokens, guess.longest) == (
+        exact.rows,
+        exact.tokens,
+        exact.trained_tokens,
+        exact.longest,
+    )
+    assert guess.sampled == SAMPLED_ROWS
+    assert guess.line(64).endswith("estimated from 1,000 rows")
+
+
+def test_a_bad_row_of_a_large_file_is_named_when_it_is_used(tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", ROWS[:1] * 3000)
+    lines = path.read_text().splitlines()
+    lines[150] = "{"
+    path.write_text("\n".join(lines))
+    settings = SftSettings(max_seq_length=64)
+    with pytest.raises(DataError, match=r"train\.jsonl line 151 is not JSON"):
+        SftDataset([(path, 1)], CharTokenizer(), settings)
+    data = SftDataset([(path, 1)], CharTokenizer(), settings, storage=Storage(ahead_bytes=1000))
+    assert data[149].tokens.tolist() == data[151].tokens.tolist()
+    for ask in (data.length, data.__getitem__):
+        with pytest.raises(DataError, match=r"train\.jsonl line 151 is not JSON"):
+            ask(150)
+
+
+def test_a_row_of_a_large_file_without_an_answer_left_trains_nothing_and_is_counted(tmp_path):
+    rows = [*ROWS[:1] * 1500]
+    rows[101] = {"input": "i" * 40, "output": "oo"}
+    storage = Storage(ahead_bytes=1000)
+    data = dataset(tmp_path, rows, max_seq_length=20, truncation_field="", storage=storage)
+    assert (len(data), data.empty_rows) == (1500, 0)
+    for _ in range(2):
+        assert not data[101].loss_mask[1:].any()
+    assert data.empty_rows == 1
 
 
 def test_rows_without_an_answer_left_are_dropped_and_counted(tmp_path):

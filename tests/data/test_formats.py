@@ -21,7 +21,7 @@ def opened(tmp_path, *rows):
 def read(tmp_path, *rows, template=DEFAULT, wanted="auto"):
     file = opened(tmp_path, *rows)
     schema = choose_schema(file, template, wanted)
-    check_rows(file, schema)
+    check_rows(file, schema, range(len(file)))
     return schema.name, read_rows(file, schema, range(len(file)))
 
 

@@ -1,12 +1,17 @@
 from nemoalign.data.report import DataReport, FileReport
 
 
-def filled(**more):
-    report = FileReport("a.jsonl", "messages", **more)
-    report.count(100, 40, truncated=False)
-    report.count(512, 60, truncated=True)
-    report.count(512, 0, truncated=True)
-    return report
+def filled():
+    return FileReport(
+        "a.jsonl",
+        "messages",
+        rows=3,
+        dropped=1,
+        truncated=2,
+        longest=512,
+        tokens=612,
+        trained_tokens=100,
+    )
 
 
 def test_a_file_is_one_sentence_with_only_what_occurred():
@@ -31,3 +36,10 @@ def test_sums_are_over_files():
         0,
     )
     assert [line.split(":")[0] for line in report.lines()] == ["val data a.jsonl"] * 2
+
+
+def test_an_index_that_cannot_be_kept_is_a_problem_with_its_way_out():
+    assert DataReport("train", 512, ()).problems() == []
+    (problem,) = DataReport("train", 512, (), not_kept="cache: Read-only file system").problems()
+    assert "(cache: Read-only file system)" in problem
+    assert "index_mapping_dir=DIR" in problem

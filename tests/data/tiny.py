@@ -94,6 +94,7 @@ class CharTokenizer:
     bos_id: int | None = 2
     pad_id = 1
     chat_template: str | None = None
+    fingerprint = "one token per character"
 
     def __init__(self, space_sensitive: bool = True) -> None:
         self.space_sensitive = space_sensitive
