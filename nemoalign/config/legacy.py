@@ -109,7 +109,7 @@ QUIET: tuple[str, ...] = (
     "model.steerlm*",
     "model.inference*",
     "model.optim.bucket_cap_mb",
-    "model.optim.overlap_*",
+    "model.optim.overlap_param_*",
     "model.optim.contiguous_*",
     "model.optim.grad_sync_dtype",
     "model.optim.dtype",

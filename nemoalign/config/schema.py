@@ -15,6 +15,8 @@ from nemoalign.config.fields import AlgorithmSettings, Section, section, setting
 from nemoalign.config.peft import Peft
 from nemoalign.config.trainer import ExpManager, TrainerConfig
 
+DISTRIBUTED = ("distributed_fused_adam", "mcore_distributed_optim")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedCheckpoint(Section):
@@ -71,14 +73,16 @@ class OptimConfig(Section):
 
     name: str = setting(
         "adamw",
-        "Optimizer; NeMo's names for Adam are all this one.",
-        choices={
-            "adamw": "adamw",
-            "distributed_fused_adam": "adamw",
-            "mcore_distributed_optim": "adamw",
-            "fused_adam": "adamw",
-            "megatron_fused_adam": "adamw",
-        },
+        "Optimizer; NeMo's names for Adam are all this one, two of them distributed.",
+        choices=("adamw", *DISTRIBUTED, "fused_adam", "megatron_fused_adam"),
+    )
+    use_distributed_optimizer: bool | None = setting(
+        None,
+        "Share out moments and fp32 masters over the data-parallel ranks.",
+        shown="with several of them, and --lora off",
+    )
+    overlap_grad_sync: bool | None = setting(
+        None, "Reduce gradients while the backward pass still computes.", shown="on GPUs"
     )
     lr: float = setting(1e-5, "Highest learning rate.", flag="--lr", at_least=0, panel="Optimizer")
     weight_decay: float = setting(
@@ -91,6 +95,13 @@ class OptimConfig(Section):
     betas: tuple[float, float] = setting((0.9, 0.98), "Adam's betas.", at_least=0, below=1)
     eps: float = setting(1e-8, "Adam's epsilon.", above=0)
     sched: Schedule = section(Schedule)
+
+    @property
+    def distributes(self) -> bool | None:
+        """What was asked about the optimizer's state, by switch or by name; None is nothing."""
+        if self.use_distributed_optimizer is None and self.name in DISTRIBUTED:
+            return True
+        return self.use_distributed_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.parallel.state import start
 from nemoalign.run.assemble import assemble, run_directory
 from nemoalign.run.prepare import Prepared, prepare
-from nemoalign.train.continuing import check_continues
+from nemoalign.train.continuing import check_continues, has_other_length
 from nemoalign.train.records import FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
 
@@ -72,6 +72,8 @@ def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
 def _already_finished(merged: Merged) -> dict[str, Any] | None:
     """Return the summary of a run that ended here before; refuse a directory of another run.
 
+    One that is now to be longer has not ended.
+
     Every rank reads the same files before any rank writes one.
     """
     manager = merged.config.exp_manager
@@ -84,6 +86,8 @@ def _already_finished(merged: Merged) -> dict[str, Any] | None:
             f"{directory} holds a run already and --no-resume forbids continuing it. "
             "Give this one its own directory with -o, or replace it with --overwrite."
         )
+    if has_other_length(directory, merged.to_yaml(), merged.algorithm):
+        return None
     return finished_summary(directory)
 
 

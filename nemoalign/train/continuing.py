@@ -22,6 +22,9 @@ FREE = (
     "model.sequence_parallel",
     "model.activations_checkpoint_",
     "model.data.train_ds.index_mapping_dir",
+    "model.optim.name",
+    "model.optim.use_distributed_optimizer",
+    "model.optim.overlap_grad_sync",
 )
 """Keys that change how a run is computed, not what it computes: layout, limits of time, output."""
 
@@ -57,6 +60,17 @@ def check_continues(directory: Path, config_yaml: str, algorithm: str) -> None:
             f"To go on with its own: nemoalign {algorithm} --config {written}. "
             "To start afresh: give another directory with -o, or replace this one with --overwrite."
         )
+
+
+def has_other_length(directory: Path, config_yaml: str, algorithm: str) -> bool:
+    """True when a run asks for other ``--max-steps`` or ``--epochs`` than its ``config.yaml`` says."""
+    written = directory / "config.yaml"
+    if not written.exists():
+        return False
+    before = _flat(load_checkpoint_config(written.read_text(encoding="utf-8"), str(written)))
+    now = _flat(load_checkpoint_config(config_yaml, "this run's settings"))
+    keys = [f"trainer.{algorithm}.{name}" for name in ("max_epochs", "max_steps")]
+    return any(before.get(key) != now.get(key) for key in keys)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

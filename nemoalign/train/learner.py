@@ -13,16 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nemoalign.parallel.measure import Stopwatch
 from nemoalign.train.metrics import Mean, reduce_means
+from nemoalign.train.optimizer import wrap
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -63,29 +59,11 @@ class Learner:
         self.weight_decay = optim.weight_decay
         self.modules = list(chunks)
         self.model_config = chunks[0].config
-        bf16 = self.model_config.params_dtype == torch.bfloat16
-        ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
         # Gradients are sums over tokens until finalize_model_grads divides by the global count.
         self.model_config.calculate_per_token_loss = True
-        with backend.optimizer_scope():
-            self.chunks: list[Any] = [
-                DistributedDataParallel(self.model_config, ddp_config, chunk) for chunk in chunks
-            ]
-            self.optimizer = get_megatron_optimizer(
-                OptimizerConfig(
-                    optimizer="adam",
-                    lr=optim.lr,
-                    weight_decay=optim.weight_decay,
-                    adam_beta1=optim.betas[0],
-                    adam_beta2=optim.betas[1],
-                    adam_eps=optim.eps,
-                    # megatron-core only computes the norm when it clips; infinity never clips.
-                    clip_grad=grad_clip if grad_clip > 0 else math.inf,
-                    bf16=bf16,
-                    params_dtype=self.model_config.params_dtype,
-                ),
-                self.chunks,
-            )
+        self.chunks, self.optimizer = wrap(chunks, backend, optim, grad_clip=grad_clip)
+        self.updates = 0
+        """Steps that were applied; Adam's bias correction depends on it."""
         self.watch = Stopwatch(backend.device)
         self.model_config.finalize_model_grads_func = self._finalize
         self.model_config.grad_scale_func = self.optimizer.scale_loss
@@ -118,6 +96,7 @@ class Learner:
                 return StepResult(metrics, math.nan, applied=False, compute_seconds=seconds)
             outcome: Any = self.optimizer.step()
         applied, grad_norm, _ = outcome
+        self.updates += bool(applied)
         return StepResult(
             metrics, float(grad_norm or 0.0), applied=bool(applied), compute_seconds=seconds
         )

@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing
 from nemoalign.archive.dist import DistStore
 from nemoalign.archive.files import open_container
 from nemoalign.errors import SourceError
+from nemoalign.train.optimizer_state import restore_optimizer, sharded_optimizer
 
 if TYPE_CHECKING:
     from nemoalign.train.learner import Learner
@@ -22,37 +23,31 @@ def sharded_state(
     learner: Learner, *, adapters_only: bool, is_loading: bool = False
 ) -> dict[str, Any]:
     """Return weights and optimizer as megatron-core's sharded state; adapters alone for LoRA."""
-    state: dict[str, Any] = {}
-    for name, chunk in _named_chunks(learner):
-        sharded = chunk.sharded_state_dict(prefix="model.")
-        state[name] = {
-            key.removeprefix("model."): value
-            for key, value in sharded.items()
-            if not key.endswith("_extra_state") and (not adapters_only or "adapter_layer" in key)
-        }
-    weights = state.get("model", state)
-    with learner.backend.optimizer_scope():
-        state["optimizer"] = learner.optimizer.sharded_state_dict(weights, is_loading=is_loading)
+    state = _sharded_weights(learner, adapters_only=adapters_only)
+    state["optimizer"] = sharded_optimizer(learner.optimizer, state, is_loading=is_loading)
+    state["updates"] = learner.updates
     return state
 
 
-def load_sharded(learner: Learner, weights: Path, *, adapters_only: bool) -> None:
-    """Fill the learner from the sharded state below ``weights``. Collective.
+def load_sharded(learner: Learner, folder: Path, *, adapters_only: bool) -> None:
+    """Fill the learner from the sharded state below ``folder``. Collective.
 
     Raises:
         SourceError: when it is not of this model, or its pickles name anything that is not data.
     """
     # megatron-core unpickles .metadata and common.pt: our allow-list reads both first.
-    DistStore(open_container(weights))
+    DistStore(open_container(folder))
     wanted = sharded_state(learner, adapters_only=adapters_only, is_loading=True)
     with quietly():
-        state: Any = dist_checkpointing.load(wanted, str(weights))
+        state: Any = dist_checkpointing.load(wanted, str(folder))
     for name, chunk in _named_chunks(learner):
         missing, unexpected = chunk.load_state_dict(state[name], strict=False)
         wrong = [key for key in unexpected if not key.endswith("_extra_state")]
         if wrong or (missing and not adapters_only):
-            raise SourceError(f"{weights.parent} does not fit this model: {wrong or missing}.")
-    learner.optimizer.load_state_dict(state["optimizer"])
+            raise SourceError(f"{folder.parent} does not fit this model: {wrong or missing}.")
+    learner.updates = state["updates"]
+    weights = _sharded_weights(learner, adapters_only=adapters_only)
+    restore_optimizer(learner.optimizer, weights, state["optimizer"], learner.updates)
 
 
 @contextlib.contextmanager
@@ -61,6 +56,19 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+
+def _sharded_weights(learner: Learner, *, adapters_only: bool) -> dict[str, Any]:
+    """Return the weights of every chunk, each of them the parameter itself."""
+    state: dict[str, Any] = {}
+    for name, chunk in _named_chunks(learner):
+        sharded = chunk.sharded_state_dict(prefix="model.")
+        state[name] = {
+            key.removeprefix("model."): value
+            for key, value in sharded.items()
+            if not key.endswith("_extra_state") and (not adapters_only or "adapter_layer" in key)
+        }
+    return state
 
 
 def _named_chunks(learner: Learner) -> list[tuple[str, Any]]:

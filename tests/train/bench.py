@@ -1,7 +1,7 @@
 """A learner over a tiny real llama, on one rank or many: what the train room's tests stand on."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Setup:
     lora: LoraSettings | None = None
     grad_clip: float = 1.0
     layers: int = 2
+    optim: dict = field(default_factory=dict)
+    recompute: str = "none"
 
 
 @contextlib.contextmanager
@@ -36,11 +38,11 @@ def learner(setup: Setup):
     with start(setup.layout, seed=1) as backend:
         chunks = build_model(
             arch, tiny.VOCAB, setup.layout, precision=setup.precision,
-            settings=ModelSettings(), lora=setup.lora,
+            settings=ModelSettings(recompute=setup.recompute), lora=setup.lora,
         )  # fmt: skip
         store = tiny.Store(tiny.weights(model, arch))
         load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
-        optim = OptimConfig(lr=1e-3, weight_decay=0.01)
+        optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
         yield Learner(chunks, Sft(None), backend, optim, grad_clip=setup.grad_clip)
 
 
