@@ -22,7 +22,7 @@ def wrap(
     chunks: Sequence[GPTModel], backend: Backend, optim: OptimConfig, *, grad_clip: float
 ) -> tuple[list[Any], Any]:
     """Return the chunks inside megatron-core's gradient buffers, and the optimizer over them. Collective."""
-    config = chunks[0].config
+    config: Any = chunks[0].config
     distributed = _is_distributed(chunks, optim)
     overlap = _overlaps(chunks, backend, optim)
     ddp_config = DistributedDataParallelConfig(
@@ -53,9 +53,8 @@ def wrap(
             wrapped,
         )
     if overlap:
-        config.no_sync_func = [one.no_sync for one in wrapped]
-        if len(wrapped) == 1:
-            config.no_sync_func = wrapped[0].no_sync
+        waiting = [one.no_sync for one in wrapped]
+        config.no_sync_func = waiting if len(waiting) > 1 else waiting[0]
     return wrapped, optimizer
 
 

@@ -41,7 +41,8 @@ def sharded_optimizer(
     for number, one in enumerate(_parts(optimizer)):
         _prime(one)
         if isinstance(one, DistributedOptimizer):
-            state[number] = _gathered(one, weights, is_loading)
+            if gathered := _gathered(one, weights, is_loading):
+                state[number] = gathered
         else:
             state[number] = {
                 index: {
@@ -121,7 +122,9 @@ def _gathered(
         dict(weights), is_loading, _ON_FIRST_REPLICA
     )
     state: dict[int, Any] = {}
-    for index, parameter in enumerate(_buffered(one) if whole is not None else ()):
+    if whole is None:
+        return state
+    for index, parameter in enumerate(_buffered(one)):
         tensors = dict(whole[index])
         master = tensors.pop("param")
         if parameter.dtype != torch.float32:

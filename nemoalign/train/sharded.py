@@ -24,7 +24,9 @@ def sharded_state(
 ) -> dict[str, Any]:
     """Return weights and optimizer as megatron-core's sharded state; adapters alone for LoRA."""
     state = _sharded_weights(learner, adapters_only=adapters_only)
-    state["optimizer"] = sharded_optimizer(learner.optimizer, state, is_loading=is_loading)
+    optimizer = sharded_optimizer(learner.optimizer, state, is_loading=is_loading)
+    if optimizer:
+        state["optimizer"] = optimizer
     state["updates"] = learner.updates
     return state
 
@@ -47,7 +49,7 @@ def load_sharded(learner: Learner, folder: Path, *, adapters_only: bool) -> None
             raise SourceError(f"{folder.parent} does not fit this model: {wrong or missing}.")
     learner.updates = state["updates"]
     weights = _sharded_weights(learner, adapters_only=adapters_only)
-    restore_optimizer(learner.optimizer, weights, state["optimizer"], learner.updates)
+    restore_optimizer(learner.optimizer, weights, state.get("optimizer", {}), learner.updates)
 
 
 @contextlib.contextmanager
