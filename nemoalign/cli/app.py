@@ -24,7 +24,8 @@ from nemoalign.errors import (
     NemoAlignError,
     ResourceError,
 )
-from nemoalign.launch import follow_parent, report_failure
+from nemoalign.launch.lifeline import follow_parent
+from nemoalign.launch.reports import report_failure
 
 PROGRAM = "nemoalign"
 BUG = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from nemoalign.log import speaking_rank
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
     from nemoalign.parallel.world import World
+    from nemoalign.train.stopping import Requests
 
 PANEL = "Configuration"
 
@@ -86,12 +88,27 @@ def _spec(row: AlgorithmRow) -> CommandSpec:
 def _run(row: AlgorithmRow, typed: Mapping[str, Any]) -> None:
     """Run one training command from what was typed, by parameter name."""
     from nemoalign.cli import show
+    from nemoalign.launch.lifeline import PARENT
+    from nemoalign.parallel.world import find_world
+    from nemoalign.train.stopping import Requests
 
     known = flags.read(TrainFlags, typed)
-    merged = _merge(row, known, typed)
     if known.print_config:
-        show.config(merged, as_json=known.json)
+        show.config(_merge(row, known, typed), as_json=known.json)
         return
+    # A rank that srun or torchrun started must not leave the others waiting.
+    is_alone = find_world(os.environ) is None or PARENT in os.environ
+    with nullcontext() if known.dry_run else Requests(is_alone=is_alone) as requests:
+        _carry_out(row, known, typed, requests)
+
+
+def _carry_out(
+    row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any], requests: Requests | None
+) -> None:
+    """Train, or with ``--dry-run`` tell what would be done; in this process or in ranks started here."""
+    from nemoalign.cli import show
+
+    merged = _merge(row, known, typed)
     world, ranks = _resolve(merged)
     merged = _with_output(merged, world, create=not known.dry_run)
     if world is None and ranks > 1 and not known.dry_run:
@@ -105,11 +122,13 @@ def _run(row: AlgorithmRow, typed: Mapping[str, Any]) -> None:
         reporter.warn(warning)
 
     if known.dry_run:
-        from nemoalign.run.prepare import plan as carry_out
-    else:
-        from nemoalign.run.train import train as carry_out
+        from nemoalign.run.prepare import plan
 
-    result = carry_out(merged, reporter)
+        result = plan(merged, reporter)
+    else:
+        from nemoalign.run.train import train
+
+        result = train(merged, reporter, requests)
     if speaking_rank():
         show.run_result(result, as_json=known.json, with_ranks=known.verbose)
 
@@ -137,7 +156,7 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
     """Return the ranks that exist and how many there will be; refuse what cannot work, early."""
     from nemoalign.config.architecture import Architecture
     from nemoalign.config.check import check_complete
-    from nemoalign.launch import wanted_ranks
+    from nemoalign.launch.wanted import wanted_ranks
     from nemoalign.parallel.layout import ParallelLayout
     from nemoalign.parallel.world import find_world
 
@@ -178,7 +197,8 @@ def _with_output(merged: Merged, world: World | None, *, create: bool) -> Merged
 
 def _start(merged: Merged, ranks: int) -> None:
     """Run this command line again in every rank, in the run directory chosen here."""
-    from nemoalign.launch import OUTPUT, rank_command, start_ranks
+    from nemoalign.launch.ranks import start_ranks
+    from nemoalign.launch.wanted import OUTPUT, rank_command
     from nemoalign.parallel.world import threads_per_rank
 
     environ = {**os.environ, OUTPUT: str(merged.config.exp_manager.explicit_log_dir)}

@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
     from nemoalign.train.loop import Trainer
+    from nemoalign.train.stopping import Requests
 
 STATES = ((Interrupted, "interrupted"), (Stopped, "stopped"), (DivergedError, "diverged"))
 """What a summary says of a run that ended before its last step; any other end has failed."""
 
 
-def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
+def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) -> dict[str, Any]:
     """Run the whole training on this rank and return its summary, equal on every rank.
+
+    ``requests`` are signals that were listened for before; without them the loop listens by itself.
 
     Raises:
         NemoAlignError: with the exit code of what went wrong.
@@ -58,7 +61,7 @@ def train(merged: Merged, reporter: Reporter) -> dict[str, Any]:
         try:
             trainer = assemble(merged, made, backend, records, reporter)
             _resume(trainer, merged.config, reporter)
-            trainer.fit()
+            trainer.fit(requests)
             return _finish(merged, made, trainer, reporter)
         except BaseException as error:
             if records is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nemoalign.errors import Interrupted, Stopped
 from nemoalign.parallel.measure import GIB, peak_memory
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_sums
@@ -85,8 +85,10 @@ class Trainer:
         self.progress = Progress(**self.checkpointer.restore(checkpoint))
         self.first = self.progress.step, self.progress.tokens
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, requests: Requests | None = None) -> dict[str, Any]:
         """Train to ``max_steps`` and return the summary; equal on every rank.
+
+        ``requests`` are those that somebody opened before; else this opens its own.
 
         Raises:
             DivergedError: when several steps in a row have no finite loss and gradient.
@@ -94,9 +96,10 @@ class Trainer:
         """
         last, done = self.settings.max_steps, self.progress.step
         directory = None if self.records is None else self.records.path
-        with Requests(self.settings.max_seconds, directory) as self.requests:
-            if self.progress.step == 0:
-                self._stop_if(self._validate(), "before step 1")
+        with nullcontext(requests) if requests else Requests() as self.requests:
+            self._stop_if(self._agree()[1], "before training began")
+            self.requests.training(self.settings.max_seconds, directory)
+            self._begin()
             with self.reporter.progress("training", last, "steps", done) as bar:
                 while self.progress.step < last and not self._is_done():
                     self._one_step(bar)
@@ -127,6 +130,16 @@ class Trainer:
             "warnings": self.warnings,
             "ranks": self.pace.table(),
         }
+
+    def _begin(self) -> None:
+        """Validate before step 1, or what a stop kept the last start from validating."""
+        if self.progress.step == 0:
+            self._stop_if(self._validate(), "before step 1")
+        elif self.progress.owes_validation:
+            asked = self._validate()
+            if not self.progress.owes_validation:
+                self.checkpointer.save(self.progress)
+            self._stop_if(asked, f"after step {self.progress.step}")
 
     def _is_done(self) -> bool:
         """True when validation has stopped improving; said once, then the run ends as any other."""
@@ -226,25 +239,20 @@ class Trainer:
     def _validate_and_save_when_due(self, asked: Asked) -> None:
         step, last = self.progress.step, self.settings.max_steps
         is_last = step == last
-        if not asked.stop and (
-            is_last or (self.settings.val_every and step % self.settings.val_every == 0)
-        ):
-            asked = asked.joined(self._validate())
+        if is_last or (self.settings.val_every and step % self.settings.val_every == 0):
+            self.progress.owes_validation = self.validation is not None
+            if not asked.stop:
+                asked = asked.joined(self._validate())
         due = self.settings.save_every and step % self.settings.save_every == 0
         if is_last or due or asked.stop or asked.save:
             path = self.checkpointer.save(self.progress)
             if asked.save:
                 self.reporter.say(f"saved as asked: {path}")
-        if not is_last:
+        if not is_last or self.progress.owes_validation:
             self._stop_if(asked, f"after step {step} of {last}")
 
     def _stop_if(self, asked: Asked, when: str) -> None:
-        """Raise what ends the run with a saved checkpoint behind it."""
-        if not asked.stop:
-            return
-        kind = Interrupted if asked.interrupt else Stopped
-        saved = "everything is saved" if self.progress.step else "nothing was trained yet"
-        raise kind(f"Stopped as asked {when}; {saved}. The same command goes on from here.")
+        asked.obey(when, has_trained=self.progress.step > 0)
 
     def _validate(self) -> Asked:
         """Measure the validation rows and log the means; return what was asked for meanwhile."""
@@ -252,6 +260,7 @@ class Trainer:
             return Asked()
         metrics, asked = self._measure(self.validation, "val", "validating")
         if metrics:
+            self.progress.owes_validation = False
             self.progress.val_metrics = metrics
             if self.settings.monitor in metrics:
                 self.progress.note(metrics[self.settings.monitor])

@@ -22,6 +22,8 @@ class Progress:
     """The monitored metric at every validation so far."""
     best_step: int | None = None
     """The step of the lowest of them."""
+    owes_validation: bool = False
+    """A stop kept this step from being validated; the next start does it first."""
 
     def note(self, value: float) -> None:
         """Add the monitored metric of a validation that was made now."""

@@ -5,6 +5,7 @@ SIGTERM, SIGUSR1 and Ctrl-C save and stop; SIGUSR2, or a file named SAVE in the 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -13,8 +14,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from nemoalign.errors import Interrupted, Stopped
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What SLURM and people send; a second one ends the process at once, as it would without us."""
+
+SAME_SECONDS = 0.5
+"""Signals closer together are one: who stops a whole job reaches a rank directly and through its parent."""
 
 SAVE_SIGNAL = signal.SIGUSR2
 SAVE_FILE = "SAVE"
@@ -35,6 +41,18 @@ class Asked:
         stop, interrupt, save = counts
         return cls(stop > 0, interrupt > 0, save > 0)
 
+    def obey(self, when: str, *, has_trained: bool) -> None:
+        """Raise what ends the run, once everything is saved, where that was asked for.
+
+        Raises:
+            Stopped: or Interrupted, when it came from Ctrl-C.
+        """
+        if not self.stop:
+            return
+        kind = Interrupted if self.interrupt else Stopped
+        saved = "everything is saved" if has_trained else "nothing was trained yet"
+        raise kind(f"Stopped as asked {when}; {saved}. The same command goes on from here.")
+
     def joined(self, later: Asked) -> Asked:
         """Return what was asked for at either time."""
         return Asked(
@@ -43,15 +61,31 @@ class Asked:
 
 
 class Requests:
-    """Context in which a first signal is remembered instead of ending the process."""
+    """Context in which a first signal to stop is remembered instead of ending the process.
 
-    def __init__(self, max_seconds: int | None, directory: Path | None = None) -> None:
-        """Take the time limit, and the run directory on the one rank that looks there for a file."""
+    A run opens it before anything slow, so that no moment of a run is deaf.
+    """
+
+    def __init__(self, *, is_alone: bool = False) -> None:
+        """With ``is_alone``, where no other rank waits for this process, a stop before training ends it."""
+        self._began = time.monotonic()
+        self._ends_at_once = is_alone
         self._stop: int | None = None
+        self._heard = 0.0
         self._save = False
-        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._save_file = None if directory is None else directory / SAVE_FILE
+        self._deadline: float | None = None
+        self._save_file: Path | None = None
         self._previous: dict[int, Any] = {}
+
+    def training(self, max_seconds: int | None, directory: Path | None) -> None:
+        """Training begins: from now on there is something to save, and what is asked waits for it.
+
+        The time limit counts from the opening of this context; the run directory is for the one rank
+        that looks there for a file.
+        """
+        self._ends_at_once = False
+        self._deadline = None if max_seconds is None else self._began + max_seconds
+        self._save_file = None if directory is None else directory / SAVE_FILE
 
     def pending(self) -> list[float]:
         """Return this rank's wishes as numbers to be summed over ranks; a wish to save is told once."""
@@ -82,8 +116,15 @@ class Requests:
 
     def _remember_stop(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._stop = number
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._stop is None:
+            self._stop, self._heard = number, now
+            if self._ends_at_once:
+                kind = Interrupted if number == signal.SIGINT else Stopped
+                raise kind("Stopped as asked before training began. The same command starts again.")
+        elif now - self._heard > SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def _remember_save(self, number: int, frame: FrameType | None) -> None:
         del number, frame

@@ -90,32 +90,25 @@ def test_steps_count_from_one_validation_frames_them_and_the_end_is_saved(tmp_pa
     assert find_last(tmp_path / "checkpoints") is not None
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path) -> None:
+@pytest.mark.parametrize("at_step", [3, 4], ids=["between validations", "before a validation"])
+def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, at_step) -> None:
     with bench.learner(SETUP) as learner:
         _trainer(tmp_path / "straight", learner).fit()
     with bench.learner(SETUP) as learner:
         trainer = _trainer(tmp_path / "stopped", learner)
-        real_step, calls = learner.step, []
-
-        def step_and_signal(*arguments):
-            calls.append(1)
-            if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real_step(*arguments)
-
-        learner.step = step_and_signal
-        with pytest.raises(Stopped, match="after step 3 of 6"):
+        signalling(learner, at_step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match=f"after step {at_step} of 6"):
             trainer.fit()
         trainer.records.close()
     with bench.learner(SETUP) as learner:
         trainer = _trainer(tmp_path / "stopped", learner)
         trainer.restore(find_last(tmp_path / "stopped/checkpoints"))
         summary = trainer.fit()
-    assert summary["resumed_at"] == 3
+    assert summary["resumed_at"] == at_step
     straight, stopped = (read_metrics(tmp_path / name) for name in ("straight", "stopped"))
     assert [(e["step"], e["loss"]) for e in stopped] == [(e["step"], e["loss"]) for e in straight]
-    val = [read_metrics(tmp_path / name, "val")[-1] for name in ("straight", "stopped")]
-    assert val[0] == val[1]
+    straight, stopped = (read_metrics(tmp_path / name, "val") for name in ("straight", "stopped"))
+    assert stopped == straight
 
 
 def test_the_time_limit_saves_and_stops(tmp_path) -> None:

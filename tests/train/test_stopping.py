@@ -1,9 +1,12 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from nemoalign.errors import Interrupted
 from nemoalign.train.stopping import SAVE_SIGNAL, STOP_SIGNALS, Asked, Requests
 
 ALL = (*STOP_SIGNALS, SAVE_SIGNAL)
@@ -11,21 +14,43 @@ ALL = (*STOP_SIGNALS, SAVE_SIGNAL)
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_first_signal_is_remembered(number) -> None:
-    with Requests(None) as requests:
+    with Requests() as requests:
         assert requests.pending() == [0, 0, 0]
         os.kill(os.getpid(), number)
         assert requests.pending() == [1, float(number == signal.SIGINT), 0]
         assert requests.pending()[0] == 1
 
 
-def test_a_second_signal_would_end_the_process() -> None:
-    with Requests(None):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_same_signal_twice_is_one_and_a_later_one_ends_the_process(number) -> None:
+    script = """
+import os, signal, sys, time
+from nemoalign.train.stopping import SAME_SECONDS, Requests
+number = signal.Signals(int(sys.argv[1]))
+with Requests() as requests:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
+    print("remembered", flush=True)
+    time.sleep(SAME_SECONDS + 0.05)
+    os.kill(os.getpid(), number)
+    print("not ended")
+"""
+    ended = subprocess.run([sys.executable, "-c", script, str(int(number))], capture_output=True)
+    assert (ended.returncode, ended.stdout) == (-number, b"remembered\n")
+
+
+def test_alone_a_signal_ends_a_run_that_has_nothing_to_save_yet() -> None:
+    with pytest.raises(Interrupted, match="before training"), Requests(is_alone=True):
+        os.kill(os.getpid(), signal.SIGINT)
+    with Requests(is_alone=True) as requests:
+        requests.training(None, None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.pending() == [1, 0, 0]
 
 
 def test_a_wish_to_save_is_told_once(tmp_path) -> None:
-    with Requests(None, tmp_path) as requests:
+    with Requests() as requests:
+        requests.training(None, tmp_path)
         for wish in (lambda: os.kill(os.getpid(), SAVE_SIGNAL), (tmp_path / "SAVE").touch):
             wish()
             assert requests.pending() == [0, 0, 1]
@@ -35,16 +60,17 @@ def test_a_wish_to_save_is_told_once(tmp_path) -> None:
 
 def test_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in ALL]
-    with Requests(None):
+    with Requests():
         assert all(signal.getsignal(n) != b for n, b in zip(ALL, before, strict=True))
     assert [signal.getsignal(number) for number in ALL] == before
 
 
-def test_the_time_limit_asks_too() -> None:
-    with Requests(0) as requests:
-        assert requests.pending() == [1, 0, 0]
-    with Requests(3600) as requests:
+def test_the_time_limit_counts_from_the_opening() -> None:
+    with Requests() as requests:
         time.sleep(0.01)
+        requests.training(0, None)
+        assert requests.pending() == [1, 0, 0]
+        requests.training(3600, None)
         assert requests.pending() == [0, 0, 0]
 
 

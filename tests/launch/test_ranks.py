@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nemoalign.config.merge import merge_run
-from nemoalign.errors import ConfigError
-from nemoalign.launch import RankFailure, rank_command, start_ranks, wanted_ranks
-from nemoalign.parallel.world import World
+from nemoalign.launch.ranks import start_ranks
+from nemoalign.launch.reports import RankFailure
+from nemoalign.train.stopping import SAME_SECONDS
 
 HEAD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from nemoalign.launch import follow_parent, report_failure
+from nemoalign.launch.lifeline import follow_parent
+from nemoalign.launch.reports import report_failure
 follow_parent(os.environ)
 rank = int(os.environ["RANK"])
 folder = Path(sys.argv[1])
@@ -134,7 +134,8 @@ fail("stopped after step 4; everything is saved.", 75)
 
 PARENT = """
 import os, sys
-from nemoalign.launch import RankFailure, start_ranks
+from nemoalign.launch.ranks import start_ranks
+from nemoalign.launch.reports import RankFailure
 try:
     start_ranks([sys.executable, sys.argv[1], sys.argv[2]], 2, dict(os.environ), threads=1)
 except RankFailure as failure:
@@ -192,7 +193,8 @@ while not (folder / "end").exists():
     assert process.wait(10) == 0
 
 
-def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(parent, tmp_path):
+@pytest.mark.parametrize("second", ["SIGINT", "SIGUSR1"])
+def test_a_second_signal_ends_ranks_that_do_not_listen(parent, tmp_path, second):
     process = parent("""
 signal.signal(signal.SIGINT, lambda *_: (folder / f"heard{rank}").touch())
 (folder / f"ready{rank}").touch()
@@ -201,9 +203,37 @@ while True:
 """)
     process.send_signal(signal.SIGINT)
     wait_until(lambda: len(list(tmp_path.glob("heard*"))) == 2)
-    process.send_signal(signal.SIGINT)
-    process.wait(10)
+    process.send_signal(
+        signal.SIGINT
+    )  # the same one again: a whole job was told, not a second wish
+    time.sleep(SAME_SECONDS + 0.1)
+    assert all(alive(tmp_path, rank) for rank in (0, 1))
+    process.send_signal(getattr(signal, second))
+    assert process.wait(10) == 128 + getattr(signal, second)
     assert not any(alive(tmp_path, rank) for rank in (0, 1))
+
+
+def test_a_rank_that_does_not_listen_yet_stops_all_as_asked(parent):
+    process = parent("""
+(folder / f"ready{rank}").touch()
+time.sleep(60)
+""")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(10) == 75
+
+
+def test_nothing_that_a_killed_rank_started_lives_on(parent, tmp_path):
+    process = parent("""
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+(folder / f"started{rank + 2}").write_text(str(child.pid))
+(folder / f"ready{rank}").touch()
+if rank:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+""")
+    assert process.wait(10) == 7
+    wait_until(lambda: not any(alive(tmp_path, rank) for rank in range(4)), seconds=5)
 
 
 def test_ranks_die_with_their_parent_however_it_dies(parent, tmp_path):
@@ -215,42 +245,3 @@ time.sleep(60)
     process.kill()
     process.wait()
     wait_until(lambda: not any(alive(tmp_path, rank) for rank in (0, 1)), seconds=5)
-
-
-def wanted(world=None, **flags) -> int:
-    keys = {
-        "tp": "model.tensor_model_parallel_size",
-        "pp": "model.pipeline_model_parallel_size",
-        "devices": "trainer.devices",
-        "nodes": "trainer.num_nodes",
-    }
-    typed = {keys[name]: value for name, value in flags.items()}
-    merged = merge_run("sft", flags=typed, environ={})
-    return wanted_ranks(merged.config, world, {"CUDA_VISIBLE_DEVICES": ""})
-
-
-def test_on_a_cpu_there_are_as_many_ranks_as_one_copy_of_the_model_takes():
-    assert wanted() == 1
-    assert wanted(tp=2, pp=3) == 6
-    assert wanted(tp=2, devices=4) == 4
-
-
-def test_ranks_that_exist_are_taken_as_they_are():
-    world = World(8, 3, 4, 3, "srun")
-    assert wanted(world) == wanted(world, devices=4) == wanted(world, devices=4, nodes=2) == 8
-    with pytest.raises(ConfigError, match=r"srun started 8 ranks, but .* ask for 6"):
-        wanted(world, devices=3)
-
-
-def test_more_machines_need_somebody_who_starts_ranks_there():
-    assert wanted(nodes=1) == 1
-    with pytest.raises(ConfigError, match="srun nemoalign"):
-        wanted(nodes=2)
-
-
-def test_a_rank_runs_this_program_wherever_it_is_started(tmp_path):
-    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
-    command = rank_command(["--version"])
-    assert subprocess.check_output(command, text=True).startswith("nemoalign ")
-    elsewhere = [*command[:1], "-P", *command[command.index("-m") :]]
-    assert subprocess.check_output(elsewhere, text=True, cwd=tmp_path).startswith("nemoalign ")
