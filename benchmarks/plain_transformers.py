@@ -35,10 +35,9 @@ def main() -> None:
     if options.lora:
         add_lora(model, options.lora)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    train, val = (read_rows(path, tokenizer) for path in (options.train, options.val))
-    result = {"val_before": validate(model, val)}
-    result |= fit(model, train, options)
-    result["val_after"] = validate(model, val)
+    result = {"val_before": held_out(model, options, tokenizer)}
+    result |= fit(model, read_rows(options.train, tokenizer), options)
+    result["val_after"] = held_out(model, options, tokenizer)
     print(json.dumps(result))
 
 
@@ -47,7 +46,9 @@ def side_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--model", required=True, help="Hugging Face directory")
     parser.add_argument("--train", type=Path, required=True, help="JSONL of messages")
-    parser.add_argument("--val", type=Path, required=True, help="JSONL of messages")
+    parser.add_argument(
+        "--val", type=Path, help="JSONL of messages; without it nothing is held out"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--gbs", type=int, default=8, help="rows in one optimizer step")
     parser.add_argument("--mbs", type=int, default=1, help="rows in one forward")
@@ -115,6 +116,11 @@ def fit(model: nn.Module, rows: list[Row], options: argparse.Namespace) -> dict[
         tokens.append(sum(len(row.tokens) for row in batch))
         seconds.append(time.perf_counter() - started)
     return {"losses": losses, "tokens": tokens, "seconds": seconds}
+
+
+def held_out(model: nn.Module, options: argparse.Namespace, tokenizer: Any) -> float | None:
+    """Return the mean loss of the held-out rows, where there are any."""
+    return None if options.val is None else validate(model, read_rows(options.val, tokenizer))
 
 
 def validate(model: nn.Module, rows: list[Row]) -> float:

@@ -1,9 +1,10 @@
 """Fine-tune with TRL's SFTTrainer: one side of ``sft_speed.py``. Runs in the environment of requirements.txt.
 
 It gets the same token ids as the other sides, in the same order, with the same optimizer settings; no
-recompute, no packing, and PEFT's LoRA on all seven linear layers of a block. Prints one JSON object
-like ``plain_transformers.py``; a step's seconds run from the end of the step before, so the first
-step counts from the start of training.
+recompute, and PEFT's LoRA on all seven linear layers of a block. With ``--packing`` TRL packs these
+rows as it packs (best fit decreasing over all of them, so its order is its own) and takes one pack a
+step. Prints one JSON object like ``plain_transformers.py``; a step's seconds run from the end of the
+step before, so the first step counts from the start of training.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from plain_transformers import TARGETS, side_parser, validate
+from plain_transformers import TARGETS, held_out, side_parser
 from rows import IGNORED, Row, read_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -27,10 +28,11 @@ def main() -> None:
     """Run the side described on the command line."""
     parser = side_parser(__doc__)
     parser.add_argument("--loss-type", choices=("nll", "chunked_nll"), default="nll")
+    parser.add_argument("--packing", type=int, default=0, help="tokens of a pack; 0 packs nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    train, val = (read_rows(path, tokenizer) for path in (options.train, options.val))
+    train = read_rows(options.train, tokenizer)
     used = [train[i % len(train)] for i in range(options.steps * options.gbs)]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
@@ -45,32 +47,43 @@ def main() -> None:
             peft_config=LoraConfig(task_type="CAUSAL_LM", **lora) if options.lora else None,
             callbacks=[clock],
         )
-        result: dict[str, Any] = {"val_before": validate(trainer.model, val)}
+        result: dict[str, Any] = {"val_before": held_out(trainer.model, options, tokenizer)}
         trainer.train()
     history = trainer.state.log_history
     result["losses"] = [line["loss"] for line in history if "loss" in line]
-    result["tokens"] = [
+    result["tokens"] = step_tokens(trainer, used, options)
+    result["seconds"] = clock.seconds
+    result["val_after"] = held_out(trainer.model, options, tokenizer)
+    print(json.dumps(result))
+
+
+def step_tokens(trainer: SFTTrainer, used: list[Row], options: argparse.Namespace) -> list[int]:
+    """Return the real tokens of every optimizer step."""
+    if options.packing:
+        return [sum(lengths) for lengths in trainer.train_dataset["seq_lengths"]]
+    return [
         sum(len(row.tokens) for row in used[start : start + options.gbs])
         for start in range(0, len(used), options.gbs)
     ]
-    result["seconds"] = clock.seconds
-    result["val_after"] = validate(trainer.model, val)
-    print(json.dumps(result))
 
 
 def settings(options: argparse.Namespace, folder: str) -> SFTConfig:
     """Return TRL's settings: what every side shares, and nothing that only costs time."""
+    if options.packing:
+        amount = {"packing": True, "max_length": options.packing, "num_train_epochs": 1}
+        amount |= {"per_device_train_batch_size": 1}
+    else:
+        amount = {"max_length": None, "max_steps": options.steps}
+        amount |= {"per_device_train_batch_size": options.mbs}
+        amount |= {"gradient_accumulation_steps": options.gbs // options.mbs}
     return SFTConfig(
+        **amount,
         output_dir=folder,
-        per_device_train_batch_size=options.mbs,
-        gradient_accumulation_steps=options.gbs // options.mbs,
-        max_steps=options.steps,
         learning_rate=options.lr,
         lr_scheduler_type="constant",
         weight_decay=0.01,
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        max_length=None,
         loss_type=options.loss_type,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,

@@ -106,6 +106,8 @@ class CoreAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, documents: Documents
     ) -> Tensor:
         """Return the context [s, 1, heads * d] of a pack [s, 1, heads, d]."""
+        # A view of q, k and v together would keep all three until the backward pass.
+        value = value.contiguous()
         if self._fits_varlen(query):
             return self._attend_varlen(query, key, value, documents)
         contexts: list[Tensor] = []
