@@ -83,6 +83,8 @@ def plan(merged: Merged, reporter: Reporter) -> dict[str, Any]:
     made = prepare(merged, reporter)
     config, limits = merged.config, made.inputs.limits
     parameters = sum(math.prod(info.shape) for info in made.source.weights.tensors.values())
+    packed = packing_report(made.inputs, config, made.layout)
+    rows, dp = limits.global_batch_size, made.layout.dp
     return {
         "algorithm": merged.algorithm,
         "checkpoint": made.source.describe(),
@@ -91,11 +93,11 @@ def plan(merged: Merged, reporter: Reporter) -> dict[str, Any]:
             "world_size": made.layout.world_size,
             "tp": made.layout.tp,
             "pp": made.layout.pp,
-            "dp": made.layout.dp,
-            "micro_batches": limits.global_batch_size
-            // (config.model.micro_batch_size * made.layout.dp),
+            "dp": dp,
+            # Packs are made as rows come; the report says about how many.
+            "micro_batches": None if packed else rows // (config.model.micro_batch_size * dp),
         },
-        "data": made.inputs.report(),
+        "data": made.inputs.report() + packed,
         "steps": limits.max_steps,
         "steps_per_epoch": limits.steps_per_epoch,
         "validate_every": limits.val_every,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import MixtralForCausalLM
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.model.build import ModelSettings, build_model
@@ -13,6 +14,7 @@ from nemoalign.model.forward import forward_logits
 from nemoalign.model.load import load_weights
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
+from tests.checkpoint.models import FIXTURES
 from tests.families.test_gemma2 import save_gemma2
 from tests.model import tiny
 from tests.model.runs import Job, assert_gradients, joined, one_step
@@ -67,6 +69,15 @@ def test_windows_under_capped_scores_stay_in_their_document(tmp_path):
     parts = documents(lengths=(20, 17, 17, 5), vocab=64)
     with start(ONE, seed=1), torch.no_grad():
         found = forward_logits(loaded(tmp_path / "hf").eval(), pack(parts))
+        alone = torch.cat([model(part.tokens).logits for part in parts], 1)
+    assert_close(found[..., :64], alone, rtol=0, atol=1e-6)
+
+
+def test_experts_are_chosen_by_the_token_alone():
+    model = MixtralForCausalLM.from_pretrained(FIXTURES / "hf_mixtral")
+    parts = documents(vocab=64)
+    with start(ONE, seed=1), torch.no_grad():
+        found = forward_logits(loaded(FIXTURES / "hf_mixtral").eval(), pack(parts))
         alone = torch.cat([model(part.tokens).logits for part in parts], 1)
     assert_close(found[..., :64], alone, rtol=0, atol=1e-6)
 

@@ -29,8 +29,9 @@ def test_the_same_settings_go_on(tmp_path) -> None:
         {"model": {**TREE["model"], "tensor_model_parallel_size": 2}},
         {"trainer": {"sft": {"max_steps": 20, "gradient_clip_val": 1.0}, "devices": 4}},
         {"exp_manager": {"explicit_log_dir": "elsewhere"}},
+        {"model": {**TREE["model"], "data": {"train_ds": {"packed_sequence": False}}}},
     ],
-    ids=["layout", "limits", "output"],
+    ids=["layout", "limits", "output", "packing"],
 )
 def test_layout_limits_and_output_may_change(tmp_path, change) -> None:
     _started(tmp_path)
