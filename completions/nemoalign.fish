@@ -86,7 +86,7 @@ complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l shuffle -d 'Draw a
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l no-shuffle -d 'Draw a new order for every epoch, instead of the file\'s'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l val -r -F -d 'Rows to measure the loss on, before, during and after'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l test -r -F -d 'Rows to measure the loss on once, at the end'
-complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l preview -x -d 'Show so many samples as they are trained, the learned text between brackets'
+complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l preview -x -d 'Show so many samples as they are trained, in colours or brackets: learned, only read, cut away'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l format -x -a 'auto tokens messages nemo-chat sharegpt alpaca prompt-response prompt-completion' -d 'What the rows are; auto tells it by the fields of the first one'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l lr -x -d 'Highest learning rate'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l weight-decay -x -d 'Weight decay; never on norms and biases'

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Segment = tuple[str, str]
+"""What happens to a part of a text, and the part."""
+
+TRAINED, MASKED, TRUNCATED = "trained", "masked", "truncated"
+BRACKETS = {TRAINED: "⟦⟧", MASKED: ("", ""), TRUNCATED: "⟨⟩"}
 
 
 class ProgressBar(Protocol):
@@ -36,6 +42,10 @@ class Reporter(Protocol):
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         """Show one line of metrics (they are also written to ``metrics.jsonl`` by the loop)."""
+        ...
+
+    def sample(self, segments: Sequence[Segment]) -> None:
+        """Show the text of one row of data in parts that are learned, only read, or cut away."""
         ...
 
     def progress(
@@ -74,6 +84,10 @@ class PlainReporter:
         """Print metrics as ``name=value`` pairs."""
         self.say(" ".join(f"{name}={_short(value)}" for name, value in values.items()))
 
+    def sample(self, segments: Sequence[Segment]) -> None:
+        """Print a text with brackets around what is learned and what is cut away."""
+        self.say(bracketed(segments))
+
     @contextmanager
     def progress(
         self, title: str, total: float, unit: str, done: float = 0
@@ -81,6 +95,12 @@ class PlainReporter:
         """Show nothing while the work advances."""
         del title, total, unit, done
         yield _SilentBar()
+
+
+def bracketed(segments: Sequence[Segment]) -> str:
+    """Return the parts of a text as one, each kind between its brackets."""
+    marked = [(*BRACKETS[kind], text) for kind, text in segments]
+    return "".join(f"{opened}{text}{closed}" for opened, closed, text in marked)
 
 
 def _short(value: float | int | str) -> str:

@@ -18,6 +18,11 @@ def test_metrics_are_short_on_the_screen(capsys) -> None:
     assert capsys.readouterr().err == "step=3 loss=0.333333\n"
 
 
+def test_parts_of_a_sample_stand_in_brackets(capsys) -> None:
+    PlainReporter().sample([("masked", "Q "), ("trained", "yes"), ("truncated", " and no")])
+    assert capsys.readouterr().err == "Q ⟦yes⟧⟨ and no⟩\n"
+
+
 def test_a_bar_on_a_pipe_counts_in_silence(capsys) -> None:
     with PlainReporter().progress("reading", 10, "bytes") as bar:
         bar.advance(10, loss=1.0)

@@ -15,14 +15,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from nemoalign.log import PlainReporter, speaking_rank
+from nemoalign.log import MASKED, TRAINED, TRUNCATED, PlainReporter, bracketed, speaking_rank
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
-    from nemoalign.log import ProgressBar, Reporter
+    from nemoalign.log import ProgressBar, Reporter, Segment
 
 BAR_WIDTH, BAR_FROM = 12, 100
 """A terminal of fewer columns shows what a step reports instead of a bar."""
+
+SEGMENT_STYLES = {TRAINED: "green", MASKED: "dim", TRUNCATED: "red strike"}
 
 LINE_SECONDS = 10.0
 """Without a terminal, a long piece of work says how far it is this often."""
@@ -94,6 +96,16 @@ class TerminalReporter:
     def warn(self, text: str) -> None:
         """Print one warning above the bar."""
         self.console.print(f"[yellow]warning:[/yellow] {_plain_markup(text)}", soft_wrap=True)
+
+    def sample(self, segments: Sequence[Segment]) -> None:
+        """Print a text in colours; without them in brackets."""
+        from rich.text import Text
+
+        if self.console.no_color:
+            self.say(bracketed(segments))
+            return
+        coloured = [(text, SEGMENT_STYLES[kind]) for kind, text in segments]
+        self.console.print(Text.assemble(*coloured), soft_wrap=True)
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         """Print validation metrics; those of a training step stand beside the bar."""

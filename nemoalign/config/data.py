@@ -113,7 +113,7 @@ class DataConfig(Section):
     )
     preview: int = setting(
         0,
-        "Show so many samples as they are trained, the learned text between brackets.",
+        "Show so many samples as they are trained, in colours or brackets: learned, only read, cut away.",
         flag="--preview",
         metavar="N",
         at_least=0,

@@ -15,7 +15,7 @@ import numpy as np
 
 from nemoalign.data.encoding import Encoding
 from nemoalign.data.rendering import marks_answers
-from nemoalign.data.templates import Encoded
+from nemoalign.data.templates import Encoded, cut_right
 from nemoalign.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def _encoded(chat: Rendered, encoding: Encoding, eos_id: int, rules: ChatRules) 
         if not len(visible) or visible[-1] != eos_id:
             ids, mask = np.append(ids, np.int32(eos_id)), np.append(mask, True)
     # One id more than fits: the last one is only predicted, never an input.
-    limit = rules.max_seq_length + 1
-    return Encoded(ids[:limit], mask[:limit], len(ids) > limit)
+    return cut_right(ids, mask, rules.max_seq_length + 1)
 
 
 def _answers(row: ChatRow) -> list[int]:

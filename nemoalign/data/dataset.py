@@ -20,6 +20,7 @@ from nemoalign.data.sampler import MISSING_ROW
 from nemoalign.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from nemoalign.data.templates import Encoded
     from nemoalign.data.tokenizer import Tokenizer
 
 
@@ -68,8 +69,8 @@ class SftDataset:
         self._storage = storage or Storage()
         self._index = IndexDirectory(self._storage.index_directory)
         self._weights = [_checked(path, weight) for path, weight in files]
-        self._files = [self._encoded(Path(path)) for path, _ in files]
-        rows = [_weighted(f.usable, w) for f, w in zip(self._files, self._weights, strict=True)]
+        self.files = [self._encoded(Path(path)) for path, _ in files]
+        rows = [_weighted(f.usable, w) for f, w in zip(self.files, self._weights, strict=True)]
         self._rows = np.concatenate(rows)
         self._file_numbers = np.repeat(
             np.arange(len(rows), dtype=np.uint16), [len(part) for part in rows]
@@ -84,7 +85,7 @@ class SftDataset:
         self.lengths: np.ndarray | None = None
         """Input tokens of every row; None with a large file, whose rows are asked one by one."""
         if not self.has_large:
-            parts = [f.lengths[r] for f, r in zip(self._files, rows, strict=True)]
+            parts = [f.lengths[r] for f, r in zip(self.files, rows, strict=True)]
             self.lengths = np.concatenate(parts)
 
     def __len__(self) -> int:
@@ -99,6 +100,11 @@ class SftDataset:
         encoded = file.encoded(row)
         return Sample(encoded.ids, encoded.loss_mask, file.file.where(row))
 
+    def encoded_anew(self, index: int) -> Encoded:
+        """Return one row with what was cut away from it."""
+        file, row = self._at(index)
+        return file.encoded_anew(row)
+
     def place(self, index: int) -> str:
         """Return file and line of a row."""
         file, row = self._at(index)
@@ -107,27 +113,27 @@ class SftDataset:
     @property
     def has_large(self) -> bool:
         """True when rows of some file are tokenized only when they are used."""
-        return any(file.is_large for file in self._files)
+        return any(file.is_large for file in self.files)
 
     @property
     def empty_rows(self) -> int:
         """Rows of large files that were used so far and had no token to learn."""
-        return sum(len(file.empty) for file in self._files)
+        return sum(len(file.empty) for file in self.files)
 
     @property
     def has_chat(self) -> bool:
         """True when a file holds conversations that the tokenizer's chat template writes."""
-        return any(file.schema.name in CHAT_TEMPLATE_SCHEMAS for file in self._files)
+        return any(file.schema.name in CHAT_TEMPLATE_SCHEMAS for file in self.files)
 
     @property
     def has_nemo_chat(self) -> bool:
         """True when a file holds conversations that NeMo's turn tokens write."""
-        return any(file.schema.name == "nemo-chat" for file in self._files)
+        return any(file.schema.name == "nemo-chat" for file in self.files)
 
     @property
     def has_prompts(self) -> bool:
         """True when a file holds rows that the prompt template writes."""
-        return any(file.schema.name.startswith("prompt-") for file in self._files)
+        return any(file.schema.name.startswith("prompt-") for file in self.files)
 
     def length(self, index: int) -> int:
         """Return the number of tokens a row feeds to the model."""
@@ -141,18 +147,27 @@ class SftDataset:
             max_seq_length=self.settings.max_seq_length,
             files=tuple(
                 FileReport.of(file, weight)
-                for file, weight in zip(self._files, self._weights, strict=True)
+                for file, weight in zip(self.files, self._weights, strict=True)
             ),
+            repeated=_repeated([f.found["digests"] for f in self.files if not f.is_large]),
             not_kept=self._index.problem,
         )
 
     def _at(self, index: int) -> tuple[EncodedFile, int]:
-        return self._files[self._file_numbers[index]], int(self._rows[index])
+        return self.files[self._file_numbers[index]], int(self._rows[index])
 
     def _encoded(self, path: Path) -> EncodedFile:
         file = open_rows(path, self._index)
         schema = choose_schema(file, self.template, self.settings.format)
         return EncodedFile(file, schema, self._encoder, self._index, self._storage)
+
+
+def _repeated(digests: list[np.ndarray]) -> int:
+    """Return how many different rows of a file an earlier file has too."""
+    if not digests:
+        return 0
+    each = [np.unique(part) for part in digests]
+    return sum(map(len, each)) - len(np.unique(np.concatenate(each)))
 
 
 def _checked(path: Path, weight: float) -> float:

@@ -59,9 +59,12 @@ class EncodedFile:
         self.file, self.schema = file, schema
         self._encoder = encoder
         self.is_large = file.size_bytes > storage.ahead_bytes and len(file) > SAMPLED_ROWS
-        scanned = _spread(len(file)) if self.is_large else range(len(file))
-        key = {"holds": "tokens", "rows": len(scanned), "schema": schema.name, **encoder.key()}
-        self.found = index.arrays(file.path, key, lambda: _scanned(file, schema, encoder, scanned))
+        self.ahead = _spread(len(file)) if self.is_large else range(len(file))
+        """The rows that are read ahead; ``found`` tells of these."""
+        key = {"holds": "tokens", "rows": len(self.ahead), "schema": schema.name, **encoder.key()}
+        self.found = index.arrays(
+            file.path, key, lambda: _scanned(file, schema, encoder, self.ahead)
+        )
         trained = self.found["trained"] > 0
         all_rows = np.arange(len(file) if trained.any() else 0)
         self.usable = all_rows if self.is_large else np.flatnonzero(trained)
@@ -78,6 +81,14 @@ class EncodedFile:
         ids = np.array(self.found["tokens"][start : int(ends[row])])
         mask = ids < 0
         return Encoded(np.where(mask, ~ids, ids), mask, bool(self.found["truncated"][row]))
+
+    def encoded_anew(self, row: int) -> Encoded:
+        """Return one row with what was cut away from it."""
+        return self._encode(row)
+
+    def mark(self, row: int) -> str | None:
+        """Return what a template writes and the text of a row holds already."""
+        return self._encoder.marks(self.file, self.schema, [row])[0]
 
     def length(self, row: int) -> int:
         """Return the number of tokens a row feeds to the model."""
@@ -139,7 +150,8 @@ def _scanned(
     check_rows(file, schema, rows)
     end = 0
     for start in range(0, len(rows), _BATCH_ROWS):
-        batch = encoder.encode(file, schema, rows[start : start + _BATCH_ROWS])
+        numbers = rows[start : start + _BATCH_ROWS]
+        batch = encoder.encode(file, schema, numbers)
         ends = end + np.cumsum([len(row.ids) for row in batch], dtype=np.int64)
         end = int(ends[-1])
         # A trained token is its id's complement, so that one array holds ids and mask.
@@ -147,6 +159,7 @@ def _scanned(
         yield "ends", ends
         yield "trained", np.array([row.loss_mask[1:].sum() for row in batch], np.int32)
         yield "truncated", np.array([row.truncated for row in batch], bool)
+        yield "marked", np.array([bool(one) for one in encoder.marks(file, schema, numbers)], bool)
         yield "digests", np.array([_digest(row.ids) for row in batch], np.uint64)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from nemoalign.data.chat import ChatRules, Mask, Rendered, encode_chats, render_row
 from nemoalign.data.formats import RowFile, Schema, read_rows
+from nemoalign.data.markers import Markers
 from nemoalign.data.nemo_chat import TurnTokens, render_nemo_chat
 from nemoalign.data.rows import ChatRow, NemoChatRow, PromptRow, TokenRow
 from nemoalign.data.templates import (
@@ -17,6 +18,7 @@ from nemoalign.data.templates import (
     Encoded,
     PromptTemplate,
     RowRules,
+    cut_right,
     encode_prompts,
 )
 from nemoalign.errors import DataError
@@ -60,10 +62,20 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, settings: SftSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.template = settings.template()
+        self._markers = Markers(
+            tokenizer.special_tokens,
+            settings.turns,
+            self.template.text,
+            tokenizer.decode([tokenizer.eos_id]) if settings.add_eos else "",
+        )
 
     def key(self) -> dict[str, Any]:
         """Return all that decides which ids a row becomes, beside the row and its schema."""
         return {"tokenizer": self.tokenizer.fingerprint, **asdict(self.settings)}
+
+    def marks(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[str | None]:
+        """Return of some rows what a template writes and their text holds already."""
+        return [self._markers.find(row) for row in read_rows(file, schema, rows)]
 
     def encode(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Encoded]:
         """Return the ids of some rows of a file; raises DataError that names the first bad one."""
@@ -118,5 +130,4 @@ class Encoder:
             )
         mask = np.ones_like(row.loss_mask) if self.settings.mask == "none" else row.loss_mask
         # One id more than fits: the last one is only predicted, never an input.
-        limit = self.settings.max_seq_length + 1
-        return Encoded(row.ids[:limit], mask[:limit], len(row.ids) > limit)
+        return cut_right(row.ids, mask, self.settings.max_seq_length + 1)

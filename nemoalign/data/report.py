@@ -27,8 +27,14 @@ class FileReport:
     truncated: int = 0
     duplicates: int = 0
     longest: int = 0
+    median: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    lengths: tuple[tuple[int, int], ...] = ()
+    """Pairs of a length, each twice the one before, and the rows up to it and above that."""
+    marked: int = 0
+    """Rows whose text holds what its template writes."""
+    marked_first: str | None = None
     sampled: int | None = None
 
     @classmethod
@@ -52,6 +58,10 @@ class FileReport:
             truncated=total(found["truncated"]),
             duplicates=0 if file.is_large else rows - len(np.unique(found["digests"])),
             longest=int(length[usable].max(initial=0)),
+            median=int(np.median(length[usable])) if usable.any() else 0,
+            lengths=tuple((upto, round(n * share)) for upto, n in _histogram(length[usable])),
+            marked=total(found["marked"]),
+            marked_first=_first_mark(file),
             tokens=total(length[usable]),
             trained_tokens=total(found["trained"]),
             sampled=len(usable) if file.is_large else None,
@@ -73,10 +83,34 @@ class FileReport:
         if self.tokens:
             share = self.trained_tokens / self.tokens
             parts.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%})")
-            parts.append(f"longest {self.longest:,}")
+            parts.append(f"longest {self.longest:,}, median {self.median:,}")
         if self.sampled is not None:
             parts.append(f"estimated from {self.sampled:,} rows")
         return ", ".join(parts)
+
+    def mark(self) -> str | None:
+        """Return what to know of text that was written by a template already."""
+        if not self.marked:
+            return None
+        return (
+            f"{self.path} has {self.marked:,} rows whose text holds what its template writes, such as "
+            f"{self.marked_first}; the model would see it twice. Give rows without a template's marks."
+        )
+
+
+def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
+    if not len(lengths):
+        return []
+    steps = np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int), 4)
+    return [(2**step, int((steps == step).sum())) for step in range(steps.min(), steps.max() + 1)]
+
+
+def _first_mark(file: EncodedFile) -> str | None:
+    marked = np.flatnonzero(file.found["marked"])
+    if not len(marked):
+        return None
+    row = int(file.ahead[marked[0]])
+    return f'"{file.mark(row)}" in {file.file.where(row)}'
 
 
 @dataclass(frozen=True)
@@ -86,6 +120,8 @@ class DataReport:
     split: str
     max_seq_length: int
     files: tuple[FileReport, ...]
+    repeated: int = 0
+    """Different rows of a file that an earlier file has too."""
     not_kept: str | None = None
     """Why the index could not be kept for the next start, if it could not."""
 
@@ -135,9 +171,14 @@ class DataReport:
 
     def problems(self) -> list[str]:
         """Return what is odd, a sentence each."""
-        if self.not_kept is None:
-            return []
-        return [
-            f"What was found in the data cannot be kept for the next start ({self.not_kept}). Name a "
-            "directory for it: -s model.data.train_ds.index_mapping_dir=DIR"
-        ]
+        found = [mark for file in self.files if (mark := file.mark()) is not None]
+        if self.repeated:
+            found.append(
+                f"{self.repeated:,} rows of the {self.split} data are in more than one of its files."
+            )
+        if self.not_kept is not None:
+            found.append(
+                f"What was found in the data cannot be kept for the next start ({self.not_kept}). Name "
+                "a directory for it: -s model.data.train_ds.index_mapping_dir=DIR"
+            )
+        return found

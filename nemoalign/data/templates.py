@@ -27,6 +27,10 @@ _FIELD = re.compile(r"\{(.*?)\}")
 _SETTING = "model.data.train_ds"
 
 
+Removed = Sequence[tuple[int, Sequence[int]]]
+"""Runs of ids that are gone, each with the place in the remaining ids where it stood."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One row as ids; ``loss_mask[t]`` is true where token ``t`` is to be predicted."""
@@ -34,6 +38,15 @@ class Encoded:
     ids: np.ndarray
     loss_mask: np.ndarray
     truncated: bool
+    removed: Removed = ()
+    """What was cut away and where; known when a row is tokenized, not when it comes from an index."""
+
+
+def cut_right(ids: np.ndarray, loss_mask: np.ndarray, limit: int) -> Encoded:
+    """Return the first ``limit`` ids of a row."""
+    if len(ids) <= limit:
+        return Encoded(ids, loss_mask, truncated=False)
+    return Encoded(ids[:limit], loss_mask[:limit], True, [(limit, ids[limit:].tolist())])
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ def _assembled(
 ) -> Encoded:
     added = len(ends.before) + len(ends.between) + len(ends.after)
     excess = sum(map(len, pieces)) + added - rules.max_seq_length
+    whole = pieces
     if excess > 0:
         pieces = _shortened(
             pieces, fields, template.truncation_fields, excess, rules.truncation_method
@@ -179,7 +193,27 @@ def _assembled(
         mask[: len(context)] = False
         # An end token after an answer cut to nothing would teach to answer nothing.
         mask &= bool(answer)
-    return Encoded(ids, mask, excess > 0)
+    removed = _removed(whole, pieces, rules.truncation_method, ends) if excess > 0 else ()
+    return Encoded(ids, mask, excess > 0, removed)
+
+
+def _removed(
+    whole: Sequence[list[int]],
+    pieces: Sequence[list[int]],
+    method: Literal["left", "right"],
+    ends: _Ends,
+) -> Removed:
+    """Return what pieces lost, and where in the ids it stood."""
+    found: list[tuple[int, list[int]]] = []
+    at = len(ends.before)
+    for number, (before, after) in enumerate(zip(whole, pieces, strict=True)):
+        at += len(ends.between) if number + 1 == len(pieces) else 0
+        gone = len(before) - len(after)
+        if gone:
+            lost = before[:gone] if method == "left" else before[len(after) :]
+            found.append((at if method == "left" else at + len(after), lost))
+        at += len(after)
+    return found
 
 
 def _shortened(

@@ -69,6 +69,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def special_tokens(self) -> Sequence[str]:
+        """The texts that are one token wherever they stand, such as ``<|im_start|>``."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Equal for two tokenizers that make the same ids of every text and conversation."""
         ...

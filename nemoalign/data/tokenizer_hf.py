@@ -34,6 +34,8 @@ class HfTokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.space_sensitive = is_space_sensitive(tokenizer.tokenize)
         self._templates: Any = tokenizer.chat_template
+        added = tokenizer.added_tokens_decoder.values()
+        self.special_tokens = tuple(token.content for token in added if token.special)
         self.fingerprint = fingerprint(
             [transformers.__version__, tokenizers.__version__],
             self._backend.to_str().encode(),

@@ -56,6 +56,7 @@ class SentencePieceTokenizer:
             "bos_token": self._text_of(self.bos_id),
             "eos_token": self._text_of(self.eos_id),
         }
+        self.special_tokens = tuple(special)
         self.fingerprint = fingerprint(
             sentencepiece.__version__,
             model,

@@ -68,13 +68,14 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     layout.num_microbatches(config.model.global_batch_size, config.model.micro_batch_size)
     tokenizer = build_tokenizer(source.files, merged.checkpoint_config.get("tokenizer") or {})
     inputs = read_inputs(config, tokenizer)
-    for line in inputs.report() + packing_report(inputs, config, layout):
+    for line in inputs.findings.lines() + packing_report(inputs, config, layout):
         reporter.say(line)
-    for problem in inputs.problems():
+    for problem in inputs.findings.problems():
         reporter.warn(problem)
     if inputs.train is not None:
-        for line in preview(inputs.train, tokenizer, config.model.data.preview):
-            reporter.say(line)
+        for title, segments in preview(inputs.train, tokenizer, config.model.data.preview):
+            reporter.say(title)
+            reporter.sample(segments)
     return Prepared(source, arch, layout, tokenizer, inputs)
 
 
@@ -97,7 +98,7 @@ def plan(merged: Merged, reporter: Reporter) -> dict[str, Any]:
             # Packs are made as rows come; the report says about how many.
             "micro_batches": None if packed else rows // (config.model.micro_batch_size * dp),
         },
-        "data": made.inputs.report() + packed,
+        "data": made.inputs.findings.lines() + packed,
         "steps": limits.max_steps,
         "steps_per_epoch": limits.steps_per_epoch,
         "validate_every": limits.val_every,

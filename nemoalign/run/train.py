@@ -56,6 +56,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         records = RunDirectory(directory) if speaking_rank() else None
         if records is not None:
             _open_records(records, merged)
+            records.write("data_report.json", made.inputs.findings.document())
         torch.distributed.barrier()
         trainer = None
         try:

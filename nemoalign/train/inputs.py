@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.config.values import DataFile
@@ -12,6 +12,7 @@ from nemoalign.data.collate import collate, collate_pack
 from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoded import Storage
 from nemoalign.data.encoder import SftSettings
+from nemoalign.data.findings import Findings
 from nemoalign.data.index import cache_directory
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
@@ -40,15 +41,10 @@ class Inputs:
     sampler: GlobalSampler | None
     limits: LoopSettings
 
-    def report(self) -> list[str]:
-        """Return what was found in the data, a sentence per file."""
-        found = [rows.report().lines() for rows in (self.train, self.validation, self.test) if rows]
-        return [line for lines in found for line in lines]
-
-    def problems(self) -> list[str]:
-        """Return what is odd about the data, a sentence each."""
-        reports = [rows.report() for rows in (self.train, self.validation, self.test) if rows]
-        return list(dict.fromkeys(line for report in reports for line in report.problems()))
+    @cached_property
+    def findings(self) -> Findings:
+        """What is known of the data."""
+        return Findings.of(self.train, self.validation, self.test)
 
 
 def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:

@@ -69,6 +69,12 @@ class RunDirectory:
         )
         script.chmod(0o755)
 
+    def write(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write a JSON document into the directory, whole or not at all."""
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)
+
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one JSON object to ``metrics.jsonl``, floats in full precision."""
         assert self._metrics is not None, "open() comes first"
@@ -77,6 +83,4 @@ class RunDirectory:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``; only its state ``finished`` says that the run is complete."""
-        temporary = self.path / f"{SUMMARY}.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / SUMMARY)
+        self.write(SUMMARY, summary)

@@ -148,6 +148,16 @@ def test_warnings_are_yellow_unless_no_color(no_color, coloured):
     assert "look [here]" in drawn.getvalue()
 
 
+def test_a_sample_is_coloured_by_what_happens_to_its_text_or_bracketed():
+    parts = [("masked", "Q "), ("trained", "yes"), ("truncated", "[/b] no")]
+    reporter, drawn = terminal_reporter(color_system="standard", no_color=False)
+    reporter.sample(parts)
+    assert drawn.getvalue() == "\x1b[2mQ \x1b[0m\x1b[32myes\x1b[0m\x1b[9;31m[/b] no\x1b[0m\n"
+    reporter, drawn = terminal_reporter(color_system="standard", no_color=True)
+    reporter.sample(parts)
+    assert drawn.getvalue() == "Q ⟦yes⟧⟨[/b] no⟩\n"
+
+
 def test_writing_to_a_closed_pipe_is_silent(monkeypatch):
     read, write = os.pipe()
     os.close(read)

@@ -9,6 +9,7 @@ def filled():
         dropped=1,
         truncated=2,
         longest=512,
+        median=306,
         tokens=612,
         trained_tokens=100,
     )
@@ -17,7 +18,7 @@ def filled():
 def test_a_file_is_one_sentence_with_only_what_occurred():
     assert filled().line(512) == (
         "a.jsonl: 3 rows (messages), 2 cut to 512 tokens, 1 dropped (no answer token left), "
-        "612 tokens, 100 trained (16%), longest 512"
+        "612 tokens, 100 trained (16%), longest 512, median 306"
     )
     assert FileReport("b.jsonl", "messages", blank_lines=1, weight=0.5, rows=2, duplicates=1).line(
         8

@@ -95,6 +95,7 @@ class CharTokenizer:
     pad_id = 1
     chat_template: str | None = None
     fingerprint = "one token per character"
+    special_tokens = ("<end>",)
 
     def __init__(self, space_sensitive: bool = True) -> None:
         self.space_sensitive = space_sensitive
@@ -109,7 +110,7 @@ class CharTokenizer:
         return [Encoding(self.encode(t), [(i, i + 1) for i in range(len(t))]) for t in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(token_id - 10) for token_id in ids)
+        return "".join("<end>" if one == 1 else chr(one - 10) for one in ids)
 
     def render_chat(self, messages, *, add_generation_prompt, tools=None) -> str:
         text = "".join(f"[{m['role']}]{m['content']}" for m in messages)

@@ -66,7 +66,7 @@ def test_sequence_parallel_batches_divide_over_the_ranks(tmp_path, tokenizer) ->
 
 
 def test_the_report_counts_rows_and_tokens(tmp_path, tokenizer) -> None:
-    (line,) = read_inputs(_config(tmp_path), tokenizer).report()
+    (line,) = read_inputs(_config(tmp_path), tokenizer).findings.lines()
     assert "10 rows (prompt-response)" in line
 
 
