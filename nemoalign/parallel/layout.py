@@ -111,15 +111,12 @@ class ParallelLayout:
                 "so both are at least 1."
             )
         unit = micro_batch_size * self.dp
-        # The interleaved schedule hands micro-batches round in groups of pp.
-        group = unit * (self.pp if self.vp else 1)
-        if global_batch_size % group:
-            interleaved = f" x pp {self.pp} (interleaved)" if self.vp else ""
-            below = global_batch_size // group * group
-            works = [n for n in (below, below + group) if n]
+        if global_batch_size % unit:
+            below = global_batch_size // unit * unit
+            works = [n for n in (below, below + unit) if n]
             raise ConfigError(
                 f"--gbs {global_batch_size} is not divisible by --mbs {micro_batch_size} x dp "
-                f"{self.dp}{interleaved} = {group}. Use --gbs {choices(works)}."
+                f"{self.dp} = {unit}. Use --gbs {choices(works)}."
             )
         return global_batch_size // unit
 

@@ -45,6 +45,8 @@ class Feed:
     micro_batch_size: int
     pack_capacity: int | None = None
     """Tokens of one pack at most; without it, rows lie below each other in a micro-batch."""
+    multiple_of: int = 1
+    """Micro-batches come in groups of so many; those without rows fill the last group up."""
 
     def step(self, consumed_samples: int) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that follows ``consumed_samples``."""
@@ -66,6 +68,10 @@ class Feed:
         return [self.collate([self.rows[i] for i in share]) for share in self._shares(batch)]
 
     def _shares(self, batch: np.ndarray) -> list[np.ndarray]:
+        shares = self._filled_shares(batch)
+        return shares + [np.array([MISSING_ROW])] * (-len(shares) % self.multiple_of)
+
+    def _filled_shares(self, batch: np.ndarray) -> list[np.ndarray]:
         if self.pack_capacity is None:
             return self.sampler.rank_slice(batch, self.dp_rank, self.dp_size, self.micro_batch_size)
         lengths = [self.rows.length(int(i)) for i in batch]

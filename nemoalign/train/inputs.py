@@ -82,6 +82,8 @@ def make_feeds(
         "dp_rank": dp_rank,
         "dp_size": layout.dp,
         "micro_batch_size": config.model.micro_batch_size,
+        # The interleaved schedule hands micro-batches round in groups of pp.
+        "multiple_of": layout.pp if layout.vp else 1,
     }
     train = None
     if inputs.train is not None and inputs.sampler is not None:

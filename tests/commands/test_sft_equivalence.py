@@ -24,11 +24,18 @@ LAYOUTS = {
     "mbs4": ["--mbs", 4],
     "mbs4 apart": ["--mbs", 4, "--no-packing"],
     "tp2": ["--tp", 2],
-    "tp2-sp": ["--tp", 2, "--sequence-parallel", "--mbs", 2],
-    "pp2": ["--pp", 2, "--mbs", 2],
+    "tp2-sp, all recomputed": ["--tp", 2, "--sequence-parallel", "--mbs", 2, "--recompute", "full"],
+    "pp2, attention recomputed": ["--pp", 2, "--mbs", 2, "--recompute", "selective"],
+    "pp2-vp2": ["--pp", 2, "--vp", 2, "--mbs", 2],
     "dp2": ["--devices", 2, "--mbs", 1],
     "dp2 apart": ["--devices", 2, "--mbs", 2, "--no-packing"],
 }
+CHAIN = {
+    3: ["--tp", 2, "--sequence-parallel", "--mbs", 2],
+    6: ["--pp", 2, "--vp", 2, "--mbs", 2],
+    10: ["--mbs", 2, "--no-packing"],
+}
+"""Steps until which one run directory goes on in each of several layouts."""
 KINDS = {"full": [], "lora": ["--lora", 8, "--lora-targets", "all", "--lr", "5e-3"]}
 
 
@@ -59,3 +66,17 @@ def test_layout_does_not_change_the_curve(layout, reference, workshop, tmp_path)
     assert curve[0] == pytest.approx(losses, abs=1e-5)
     assert curve[1] == pytest.approx(norms, rel=1e-4)
     assert curve[2] == pytest.approx(val, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_changes_its_layout_gives_the_same_curve(reference, workshop, tmp_path) -> None:
+    kind, (losses, norms, _) = reference
+    for steps, layout in CHAIN.items():
+        tiny.ok(
+            "sft", "--ckpt", workshop / "m.nemo", "--data", workshop / "train.jsonl", "-o",
+            tmp_path / "run", *COMMON, *KINDS[kind], *layout, "--max-steps", steps,
+            "--set", "model.optim.sched.max_steps=10",
+        )  # fmt: skip
+    train = tiny.read_metrics(tmp_path / "run")
+    assert [entry["loss"] for entry in train] == pytest.approx(losses, abs=1e-5)
+    assert [entry["grad_norm"] for entry in train] == pytest.approx(norms, rel=1e-4)

@@ -52,7 +52,6 @@ def test_every_layer_is_on_exactly_one_chunk(layout, layers_per_chunk):
 
 @given(layouts(), sizes, st.integers(1, 5))
 def test_microbatches_times_their_size_is_the_global_batch(layout, micro_batch_size, count):
-    count *= layout.pp if layout.vp else 1
     global_batch_size = count * micro_batch_size * layout.dp
     assert layout.num_microbatches(global_batch_size, micro_batch_size) == count
 

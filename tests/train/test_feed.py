@@ -57,3 +57,13 @@ def test_packs_hold_whole_rows_and_say_where_they_came_from() -> None:
     packs = feed.step(0)
     assert all(sum(feed.rows.length(row) for row in pack) <= 14 for pack in packs)
     assert feed.places(0, [1]) == [f"row {row}" for row in packs[1]]
+
+
+@given(st.integers(1, 5), st.sampled_from([None, 14]))
+def test_groups_of_micro_batches_are_filled_up_without_rows(total, capacity) -> None:
+    sampler = GlobalSampler(total, 5, shuffle=False, drop_last=False)
+    feed = Feed(Rows(total), sampler, list, 0, 1, 1, capacity, multiple_of=2)
+    (micro_batches,) = feed.once()
+    assert len(micro_batches) % 2 == 0
+    rows = [row for micro_batch in micro_batches for row in micro_batch if row != MISSING_ROW]
+    assert sorted(rows) == list(range(total))
