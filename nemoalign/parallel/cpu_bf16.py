@@ -91,22 +91,28 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     if longest == inner and inner * max(rows, columns) > BLOCK_ELEMENTS:
         return out.copy_(_inner_blocks(a, b))
     if columns >= rows:
-        wide, step = a.float(), max(64, BLOCK_ELEMENTS // max(inner, 1))
+        wide, step = a.float(), _step(inner)
         for start in range(0, columns, step):
             block = slice(start, start + step)
             out[:, block] = wide @ b[:, block].float()
         return out
-    wide, step = b.float(), max(64, BLOCK_ELEMENTS // max(inner, 1))
+    wide, step = b.float(), _step(inner)
     for start in range(0, rows, step):
         block = slice(start, start + step)
         out[block] = a[block].float() @ wide
     return out
 
 
+def _step(other: int) -> int:
+    """Return the length of a block ``other`` wide; off multiples of 256 products are a quarter slower."""
+    step = BLOCK_ELEMENTS // max(other, 1)
+    return step // 256 * 256 or max(64, step)
+
+
 def _inner_blocks(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b in fp32, summed over blocks of the inner dimension."""
     total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.float32)
-    step = max(64, BLOCK_ELEMENTS // max(a.shape[0], b.shape[1], 1))
+    step = _step(max(a.shape[0], b.shape[1]))
     for start in range(0, a.shape[1], step):
         block = slice(start, start + step)
         total.addmm_(a[:, block].float(), b[block].float())

@@ -2,9 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from nemoalign.model.attention import CoreAttention
+from nemoalign.model.attention import CoreAttention, Documents
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 
@@ -113,3 +114,43 @@ def test_every_second_layer_may_see_everything():
         found = _attention(window=(3, 0), layer=layer, every=2)(query, key, value, None)
         expected = _plain(query, key, value, _causal(9, window))
         assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+LENGTHS = (7, 5, 5, 1)
+
+
+def _apart(length, window):
+    """Hide what is ahead, beyond the window or in another document."""
+    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    return _causal(length, window) | (document[:, None] != document)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("cap", [None, 0.7])
+def test_documents_of_a_pack_do_not_see_each_other(window, cap):
+    query, key, value = (tensor[:, :1] for tensor in _inputs(sum(LENGTHS), sum(LENGTHS)))
+    attention = _attention(window and (window, 0), cap=cap)
+    documents = Documents.of(LENGTHS, query.device)
+    found = attention(query, key, value, None, packed_seq_params=documents)
+    expected = _plain(query, key, value, _apart(len(query), window), cap=cap)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours_of_one_length_are_one_batch():
+    documents = Documents.of(LENGTHS, torch.device("cpu"))
+    assert documents.runs() == [(1, 7), (2, 5), (1, 1)]
+    assert documents.cu_seqlens_q.tolist() == [0, 7, 12, 17, 18]
+    assert documents.max_seqlen_q == 7
+
+
+def test_torchs_kernel_over_documents_takes_what_it_is_given():
+    """Without a card only shapes can be checked, forward and backward."""
+    with FakeTensorMode():
+        query = torch.empty(18, 1, HEADS, 64, dtype=torch.bfloat16, requires_grad=True)
+        key = value = torch.empty(18, 1, GROUPS, 64, dtype=torch.bfloat16, requires_grad=True)
+        documents = Documents.of(LENGTHS, query.device)
+        context = _attention((3, 0))._attend_varlen(query, key, value, documents)
+        context.sum().backward()
+    assert context.shape == (18, 1, HEADS * 64)
+    assert query.grad.shape == query.shape
+    assert key.grad.shape == key.shape
