@@ -12,8 +12,8 @@ from nemoalign.model.attention import Documents
 from nemoalign.model.gpt import LabelGPT
 
 
-class LabelledBatch(Protocol):
-    """What a batch must offer; labels are already shifted and negative where nothing is learned.
+class TokenBatch(Protocol):
+    """Tokens and their positions.
 
     Without an ``attention_mask`` attribute attention is causal; with one it is megatron-core's mask:
     boolean, broadcastable to [b, 1, s, s], True where a key is hidden (left padding). With a
@@ -26,13 +26,17 @@ class LabelledBatch(Protocol):
         ...
 
     @property
-    def labels(self) -> Tensor:
-        """The id that follows each token, [b, s]; negative where nothing is learned."""
-        ...
-
-    @property
     def position_ids(self) -> Tensor:
         """Positions, [b, s]."""
+        ...
+
+
+class LabelledBatch(TokenBatch, Protocol):
+    """Tokens with labels, which are already shifted."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The id that follows each token, [b, s]; negative where nothing is learned."""
         ...
 
 
@@ -45,14 +49,29 @@ def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
     return _call(model, batch, batch.labels)
 
 
-def forward_logits(model: nn.Module, batch: LabelledBatch) -> Tensor:
+def forward_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return logits [b, s, v/tp] of every position; hidden states on a stage before the last."""
     return _call(model, batch, None)
 
 
-def _call(model: nn.Module, batch: LabelledBatch, labels: Tensor | None) -> Tensor:
+def forward_last_logits(model: nn.Module, batch: TokenBatch, last: Tensor) -> Tensor:
+    """Return logits [b, 1, v/tp] of the place ``last`` [b] of each row; else as ``forward_logits``."""
+    unwrapped = _unwrapped(model)
+    unwrapped.head_positions = last
+    try:
+        return _call(model, batch, None)
+    finally:
+        unwrapped.head_positions = None
+
+
+def _unwrapped(model: nn.Module) -> LabelGPT:
     unwrapped = get_attr_wrapped_model(model, "splits_sequence", return_model_obj=True)
     assert isinstance(unwrapped, LabelGPT), "build_model makes LabelGPT"
+    return unwrapped
+
+
+def _call(model: nn.Module, batch: TokenBatch, labels: Tensor | None) -> Tensor:
+    unwrapped = _unwrapped(model)
     length = batch.tokens.shape[1]
     # Sequence parallelism cuts the sequence evenly; the added positions have no label.
     tp = unwrapped.config.tensor_model_parallel_size if unwrapped.splits_sequence else 1
@@ -68,7 +87,7 @@ def _call(model: nn.Module, batch: LabelledBatch, labels: Tensor | None) -> Tens
     return output[:, :length] if missing and unwrapped.post_process else output
 
 
-def _documents(batch: LabelledBatch, missing: int) -> Documents | None:
+def _documents(batch: TokenBatch, missing: int) -> Documents | None:
     """Return the borders inside a pack, with ``missing`` more positions as a document of their own."""
     lengths: tuple[int, ...] | None = getattr(batch, "documents", None)
     if lengths is None:

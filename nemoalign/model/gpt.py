@@ -26,6 +26,8 @@ class LabelGPT(GPTModel):
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
         self.splits_sequence = self.config.sequence_parallel
+        self.head_positions: Tensor | None = None
+        """Of each row the one place whose logits are asked for, [b]; None for all."""
         if self.post_process and self.splits_sequence:
             # The hidden states are gathered here, before rows are chosen; the gather's backward sums
             # over tp, so the head itself must neither gather nor reduce.
@@ -58,6 +60,9 @@ class LabelGPT(GPTModel):
                 hidden_states, tensor_parallel_output_grad=True, group=self.pg_collection.tp
             )
         if labels is None:
+            if self.head_positions is not None:
+                rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+                hidden_states = hidden_states[self.head_positions, rows][None]  # [1, b, h]
             return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
         return self._label_logprobs(hidden_states, labels)
 

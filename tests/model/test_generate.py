@@ -1,0 +1,104 @@
+"""Greedy tokens are transformers', in every layout, and stop where they should."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.generate import generate_greedy
+from nemoalign.model.load import load_weights
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.parallel.state import start
+from tests.model import tiny
+
+LAYOUTS = {
+    "tp2": ParallelLayout(2, tp=2),
+    "tp2 sequence parallel": ParallelLayout(2, tp=2, sequence_parallel=True),
+    "pp2": ParallelLayout(2, pp=2),
+    "pp2 vp2": ParallelLayout(2, pp=2, vp=2),
+    "dp2": ParallelLayout(2),
+}
+PROMPTS = [[5, 100, 7, 9], [400, 3, 17, 250, 90, 12, 33], [11]]
+NEW = 8
+
+
+@dataclass
+class Job:
+    arch: Any
+    arrays: dict
+    stop_ids: tuple[int, ...] = ()
+    tokens_wanted: int | None = None
+    max_new_tokens: int = NEW
+
+
+def generated(layout: ParallelLayout, job: Job) -> list[list[int]]:
+    """Return what this rank's replica generates for its share of the prompts."""
+    with start(layout, seed=1):
+        chunks = build_model(
+            job.arch, tiny.VOCAB, layout, precision="fp32", settings=ModelSettings()
+        )
+        load_weights(chunks, tiny.Store(job.arrays), job.arch, layout, tiny.VOCAB)
+        dp = layout.coordinates(torch.distributed.get_rank()).dp
+        calls = []
+
+        def go_on(busy: bool) -> bool:
+            told = torch.tensor([float(busy)])
+            torch.distributed.all_reduce(told)
+            calls.append(1)
+            return told.item() > 0 and len(calls) - 1 != job.tokens_wanted
+
+        return generate_greedy(
+            chunks,
+            PROMPTS[dp :: layout.dp] if layout.dp == 1 else PROMPTS[:1] * (dp == 1),
+            max_new_tokens=job.max_new_tokens,
+            stop_ids=job.stop_ids,
+            go_on=go_on,
+        )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.llama(layers=4, tied=True)
+
+
+@pytest.fixture(scope="module")
+def job(model):
+    arch = tiny.architecture(model.config)
+    return Job(arch, tiny.weights(model, arch))
+
+
+def theirs(model, prompt, count=NEW) -> list[int]:
+    whole = model.generate(
+        torch.tensor([prompt]), max_new_tokens=count, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
+    return whole[0, len(prompt) :].tolist()
+
+
+def test_one_rank_generates_what_transformers_does(model, job):
+    assert generated(ParallelLayout(1), job) == [theirs(model, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_every_layout_generates_what_transformers_does(layout, model, job, two_ranks):
+    results = two_ranks.run(generated, layout, job)
+    for rank, found in enumerate(results):
+        if layout.dp == 1:
+            assert found == [theirs(model, prompt) for prompt in PROMPTS]
+        else:  # the first replica has nothing to do, and waits for the other
+            assert found == ([theirs(model, PROMPTS[0])] if rank == 1 else [])
+
+
+def test_a_row_ends_with_a_stop_token_at_the_longest_row_or_when_asked(model, job):
+    first, second, third = (theirs(model, prompt) for prompt in PROMPTS)
+    stop = second[2]
+    found = generated(ParallelLayout(1), Job(job.arch, job.arrays, stop_ids=(stop,)))
+    assert found[1] == second[: second.index(stop) + 1]
+    assert found[0] == (first[: first.index(stop) + 1] if stop in first else first)
+    asked = generated(ParallelLayout(1), Job(job.arch, job.arrays, tokens_wanted=3))
+    assert asked == [first[:3], second[:3], third[:3]]
+    long = generated(ParallelLayout(1), Job(job.arch, job.arrays, max_new_tokens=100))
+    assert [len(row) for row in long] == [64 - len(prompt) for prompt in PROMPTS]
