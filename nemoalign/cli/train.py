@@ -162,12 +162,15 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
 
     config, model = merged.config, merged.config.model
     check_complete(config, merged.algorithm)
+    data = model.data
+    prompts = data.validation_ds.prompts_path
     for flag, files in (
-        ("--data", model.data.train_ds.file_path),
-        ("--val", model.data.validation_ds.file_path),
-        ("--test", model.data.test_ds.file_path),
+        ("--data", [file.path for file in data.train_ds.file_path]),
+        ("--val", [file.path for file in data.validation_ds.file_path]),
+        ("--test", [file.path for file in data.test_ds.file_path]),
+        ("--val-prompts", [prompts] if prompts else []),
     ):
-        missing = [file.path for file in files if not file.path.is_file()]
+        missing = [path for path in files if not path.is_file()]
         if missing:
             raise SourceError(f"There is no file {missing[0]}; {flag} names it.")
     world = find_world(os.environ)

@@ -19,7 +19,9 @@ def check_complete(config: RunConfig, algorithm: str) -> None:
         ConfigError: naming everything that is missing at once.
     """
     data = config.model.data
-    measured = data.validation_ds.file_path or data.test_ds.file_path
+    measured = (
+        data.validation_ds.file_path or data.test_ds.file_path or data.validation_ds.prompts_path
+    )
     evaluates = config.trainer.loop.max_steps == 0 and measured
     missing: dict[str, str] = {}
     if config.pretrained_checkpoint.restore_from_path is None:

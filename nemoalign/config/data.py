@@ -82,6 +82,16 @@ class ValidationData(Section):
         path_kind="file",
         panel="Checkpoint and data",
     )
+    prompts_path: Path | None = setting(
+        None,
+        "Prompts, rows of any kind, to answer at every validation; see generations.jsonl.",
+        flag="--val-prompts",
+        metavar="FILE",
+        path_kind="file",
+        shown="none",
+        panel="Checkpoint and data",
+    )
+    tokens_to_generate: int = setting(64, "Longest answer to one of them, in tokens.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,18 +97,25 @@ def choose_schema(file: RowFile, template: PromptTemplate, wanted: str = "auto")
         ConfigError: when ``wanted`` names no schema.
         DataError: when the first row fits none.
     """
+    try:
+        return choose_schema_of(file.record(0) if wanted == "auto" else {}, template, wanted)
+    except DataError as error:
+        raise DataError(f"{file.where(0)} {error}") from error
+
+
+def choose_schema_of(record: Record, template: PromptTemplate, wanted: str = "auto") -> Schema:
+    """Return the schema of one record, as ``choose_schema`` does, without the place in errors."""
     table = schemas(template)
     names = [schema.name for schema in table]
     if wanted != "auto":
         if wanted not in names:
             raise ConfigError(f"--format {wanted} is not known. Use auto, {', '.join(names)}.")
         return table[names.index(wanted)]
-    record = file.record(0)
     for schema in table:
         if schema.matches(record):
             return schema
     raise DataError(
-        f"{file.where(0)} has {listed(record)}, which is no known form of a row. Known are "
+        f"has {listed(record)}, which is no known form of a row. Known are "
         f'"messages", "conversations", "instruction" and "output", "input_ids", or '
         f"{listed(template.keys)} (the fields of the prompt template {template.text!r}). "
         'For other fields name them: -s model.data.train_ds.prompt_template="{question} {answer}"'

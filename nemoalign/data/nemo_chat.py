@@ -31,8 +31,7 @@ def render_nemo_chat(row: NemoChatRow, tokens: TurnTokens, *, train_all: bool = 
     No beginning or end token is ever added. A start of turn closes the last answer, and of what a masked
     speaker says it is the only part that is learned.
     """
-    header = f"{tokens.system_turn_start}System{tokens.end_of_name}{row.system}{tokens.end_of_turn}"
-    text, spans = header, list[Span]()
+    text, spans = _header(row, tokens), list[Span]()
     for index, turn in enumerate(row.turns):
         at = len(text)
         text += _written(turn, row.kind, tokens)
@@ -41,6 +40,18 @@ def render_nemo_chat(row: NemoChatRow, tokens: TurnTokens, *, train_all: bool = 
         spans.append((len(text), len(text) + len(tokens.turn_start)))
         text += tokens.turn_start
     return Rendered(text, [(0, len(text))] if train_all else spans, ends_with_answer=False)
+
+
+def render_nemo_prompt(row: NemoChatRow, tokens: TurnTokens) -> str:
+    """Return what stands before the value of the last turn: what its speaker is to go on from."""
+    last = row.turns[-1]
+    label = "" if row.kind == "TEXT_TO_VALUE" else _label(last, row.kind, tokens)
+    before = "".join(_written(turn, row.kind, tokens) for turn in row.turns[:-1])
+    return _header(row, tokens) + before + _head(last, tokens) + label
+
+
+def _header(row: NemoChatRow, tokens: TurnTokens) -> str:
+    return f"{tokens.system_turn_start}System{tokens.end_of_name}{row.system}{tokens.end_of_turn}"
 
 
 def _written(turn: Turn, kind: str | None, tokens: TurnTokens) -> str:

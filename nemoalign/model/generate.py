@@ -44,10 +44,10 @@ def generate_greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_ids: Collection[int],
+    stop_ids: Sequence[Collection[int]],
     go_on: Callable[[bool], bool],
 ) -> list[list[int]]:
-    """Return the tokens that follow each prompt, up to and with one of ``stop_ids``.
+    """Return the tokens that follow each prompt, up to and with one of its ``stop_ids``.
 
     Collective over a model replica, whose ranks bring the same prompts; replicas may bring different
     ones, or none. ``go_on`` is told before each token whether this replica has rows to continue, and
@@ -67,7 +67,7 @@ def generate_greedy(
                 open_rows, _next_tokens(chunks, [rows[i] for i in open_rows]), strict=True
             ):
                 rows[i].append(token)
-            open_rows = [i for i in open_rows if rows[i][-1] not in stop_ids]
+            open_rows = [i for i in open_rows if rows[i][-1] not in stop_ids[i]]
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
@@ -89,11 +89,9 @@ def _next_tokens(chunks: Sequence[GPTModel], rows: Sequence[Sequence[int]]) -> l
     count = sum(len(part.tokens) for part in parts)
     tokens = torch.cat(found) if found else torch.zeros(count, dtype=torch.long, device=device)
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        torch.distributed.broadcast(
-            tokens,
-            parallel_state.get_pipeline_model_parallel_last_rank(),
-            group=parallel_state.get_pipeline_model_parallel_group(),
-        )
+        group: Any = parallel_state.get_pipeline_model_parallel_group()
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        torch.distributed.broadcast(tokens, last, group=group)
     return tokens.tolist()[: len(rows)]
 
 

@@ -17,6 +17,7 @@ from nemoalign.data.sampler import MISSING_ROW
 if TYPE_CHECKING:
     from nemoalign.data.collate import Batch
     from nemoalign.data.sampler import GlobalSampler
+    from nemoalign.train.answers import FixedPrompts
 
 
 class Rows(Protocol):
@@ -85,3 +86,4 @@ class Feeds(NamedTuple):
     train: Feed | None = None
     validation: Feed | None = None
     test: Feed | None = None
+    prompts: FixedPrompts | None = None

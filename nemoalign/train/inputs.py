@@ -16,7 +16,9 @@ from nemoalign.data.findings import Findings
 from nemoalign.data.index import cache_directory
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
+from nemoalign.data.prompts import read_prompts
 from nemoalign.data.sampler import GlobalSampler
+from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings
 from nemoalign.train.prefetch import PrefetchingFeed
@@ -40,6 +42,7 @@ class Inputs:
     test: SftDataset | None
     sampler: GlobalSampler | None
     limits: LoopSettings
+    prompts: FixedPrompts | None = None
 
     @cached_property
     def findings(self) -> Findings:
@@ -66,7 +69,9 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
             shuffle=config.model.data.train_ds.shuffle,
             lengths=train.lengths,
         )
-    return Inputs(train, validation, test, sampler, _limits(config, sampler))
+    return Inputs(
+        train, validation, test, sampler, _limits(config, sampler), _prompts(config, tokenizer)
+    )
 
 
 def make_feeds(
@@ -102,7 +107,7 @@ def make_feeds(
         )
         return Feed(rows, order, **share)
 
-    return Feeds(train, measured(inputs.validation), measured(inputs.test))
+    return Feeds(train, measured(inputs.validation), measured(inputs.test), inputs.prompts)
 
 
 def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) -> list[str]:
@@ -131,8 +136,25 @@ def _dataset(
 ) -> SftDataset | None:
     if not files:
         return None
+    paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
+    storage = Storage(
+        index_directory=config.model.data.train_ds.index_mapping_dir or cache_directory(),
+        ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
+    )
+    return SftDataset(paths, tokenizer, _row_settings(config), split, storage)
+
+
+def _prompts(config: RunConfig, tokenizer: Tokenizer) -> FixedPrompts | None:
+    asked = config.model.data.validation_ds
+    if asked.prompts_path is None:
+        return None
+    prompts = read_prompts(asked.prompts_path, tokenizer, _row_settings(config))
+    return FixedPrompts(prompts, tokenizer, asked.tokens_to_generate)
+
+
+def _row_settings(config: RunConfig) -> SftSettings:
     rules: Any = config.model.data.train_ds
-    settings = SftSettings(
+    return SftSettings(
         max_seq_length=rules.max_seq_length,
         format=config.model.data.format,
         prompt_template=rules.prompt_template,
@@ -145,12 +167,6 @@ def _dataset(
         mask=getattr(config.model.algorithm, "mask", "assistant"),
         turns=TurnTokens(**asdict(config.model.data.chat_prompt_tokens)),
     )
-    paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
-    storage = Storage(
-        index_directory=rules.index_mapping_dir or cache_directory(),
-        ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
-    )
-    return SftDataset(paths, tokenizer, settings, split, storage)
 
 
 def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:

@@ -6,7 +6,6 @@ step, one line in ``metrics.jsonl``; then, when due, validation and a checkpoint
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nemoalign.parallel.measure import GIB, peak_memory
+from nemoalign.train.answers import FixedPrompts, shown
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_sums
-from nemoalign.train.pace import Pace
+from nemoalign.train.pace import open_pace
 from nemoalign.train.progress import Progress
 from nemoalign.train.stopping import Asked, Requests
 from nemoalign.train.validation import measure
@@ -66,13 +66,13 @@ class Trainer:
     ) -> None:
         self.learner = learner
         self.settings = settings
-        self.train, self.validation, self.test = feeds
+        self.train, self.validation, self.test, self.prompts = feeds
         self.checkpointer = checkpointer
         self.records = records
         self.reporter = reporter
         self.progress = Progress()
         self.health = Health(settings.max_skipped)
-        self.pace = _open_pace()
+        self.pace = open_pace()
         self.warnings: list[str] = []
         self.started = time.perf_counter()
         self.first = (0, 0.0)
@@ -255,15 +255,26 @@ class Trainer:
         asked.obey(when, has_trained=self.progress.step > 0)
 
     def _validate(self) -> Asked:
-        """Measure the validation rows and log the means; return what was asked for meanwhile."""
-        if self.validation is None:
-            return Asked()
-        metrics, asked = self._measure(self.validation, "val", "validating")
-        if metrics:
-            self.progress.owes_validation = False
-            self.progress.val_metrics = metrics
-            if self.settings.monitor in metrics:
-                self.progress.note(metrics[self.settings.monitor])
+        """Measure the validation rows and answer the prompts; return what was asked for meanwhile."""
+        asked = Asked()
+        if self.validation is not None:
+            metrics, asked = self._measure(self.validation, "val", "validating")
+            if metrics:
+                self.progress.owes_validation = False
+                self.progress.val_metrics = metrics
+                if self.settings.monitor in metrics:
+                    self.progress.note(metrics[self.settings.monitor])
+        if self.prompts is not None and not asked.stop:
+            asked = asked.joined(self._answer(self.prompts))
+        return asked
+
+    def _answer(self, prompts: FixedPrompts) -> Asked:
+        """Let the model answer fixed prompts; keep all of it and show the first."""
+        answers, asked = prompts.answer(self.learner, lambda busy: self._agree(int(busy)))
+        if self.records is not None:
+            self.records.keep_answers(self.progress.step, answers)
+        for line in shown(answers):
+            self.reporter.say(line)
         return asked
 
     def _test(self) -> dict[str, float]:
@@ -287,10 +298,3 @@ class Trainer:
         if self.records is not None:
             self.records.log(values)
         self.reporter.metrics(values)
-
-
-def _open_pace() -> Pace:
-    """Return an empty book of all ranks. Collective."""
-    hosts = [""] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(hosts, socket.gethostname())
-    return Pace(torch.distributed.get_rank(), hosts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 WINDOW = 20
 """Steps over which a rank's time is judged."""
@@ -85,3 +88,10 @@ class Pace:
             }
             for rank, host in enumerate(self.hosts)
         ]
+
+
+def open_pace() -> Pace:
+    """Return an empty book of all ranks. Collective."""
+    hosts = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hosts, socket.gethostname())
+    return Pace(torch.distributed.get_rank(), hosts)

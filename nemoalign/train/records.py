@@ -13,6 +13,7 @@ from typing import IO, Any
 from nemoalign.errors import ConflictError
 
 SUMMARY = "summary.json"
+GENERATIONS = "generations.jsonl"
 FINISHED = "finished"
 
 
@@ -74,6 +75,12 @@ class RunDirectory:
         temporary = self.path / f"{name}.tmp"
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.path / name)
+
+    def keep_answers(self, step: int, answers: Sequence[Mapping[str, str]]) -> None:
+        """Append prompts with their answers to ``generations.jsonl``, an object each."""
+        with (self.path / GENERATIONS).open("a", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one JSON object to ``metrics.jsonl``, floats in full precision."""

@@ -53,7 +53,7 @@ def generated(layout: ParallelLayout, job: Job) -> list[list[int]]:
             chunks,
             PROMPTS[dp :: layout.dp] if layout.dp == 1 else PROMPTS[:1] * (dp == 1),
             max_new_tokens=job.max_new_tokens,
-            stop_ids=job.stop_ids,
+            stop_ids=[job.stop_ids] * len(PROMPTS),
             go_on=go_on,
         )
 

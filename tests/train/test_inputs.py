@@ -50,7 +50,7 @@ def test_evaluation_needs_no_training_rows(tmp_path, tokenizer) -> None:
     flags = {"model.data.validation_ds.file_path": [str(data)], "trainer.sft.max_steps": 0}
     config = merge_run("sft", flags=flags, environ={}).config
     inputs = read_inputs(config, tokenizer)
-    train, validation, _ = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
+    train, validation, *_ = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
     assert train is None
     (packs,) = validation.once()
     assert sum(len(pack.documents) for pack in packs) == 3

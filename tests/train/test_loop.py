@@ -1,5 +1,6 @@
 """The loop's books, over a real learner on one rank."""
 
+import json
 import math
 import os
 import signal
@@ -8,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 
+from nemoalign.data.prompts import Prompt
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train import pace
+from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings, Trainer
@@ -275,6 +278,40 @@ def _summary_with_a_slow_rank(directory) -> dict:
         learner.algorithm.forward = lambda *given: time.sleep(0.2 * rank) or real(*given)
         trainer.checkpointer.save = lambda progress: None
         return trainer.fit()
+
+
+def test_fixed_prompts_are_answered_at_every_validation_and_a_stop_is_heard(tmp_path) -> None:
+    class Words:
+        def decode(self, ids):
+            return " ".join(map(str, ids))
+
+    prompts = [Prompt((5, 9, number), frozenset(), "made") for number in range(3)]
+    with bench.learner(SETUP) as learner:
+        trainer = _trainer(tmp_path, learner, max_steps=2)
+        trainer.prompts = FixedPrompts(prompts, Words(), 4)
+        trainer.fit()
+        lines = (tmp_path / "generations.jsonl").read_text().splitlines()
+        kept = [json.loads(line) for line in lines]
+        assert [(one["step"], one["prompt"]) for one in kept] == [
+            (step, f"5 9 {number}") for step in (0, 2) for number in range(3)
+        ]
+        assert {len(one["response"].split()) for one in kept} == {4}
+        trainer.records.close()
+
+        trainer = _trainer(tmp_path / "stopped", learner)
+        trainer.validation = None
+        trainer.prompts = FixedPrompts(prompts, Words(), 4)
+        real = learner.modules[0].forward
+
+        def forward(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            learner.modules[0].forward = real
+            return real(*arguments, **options)
+
+        learner.modules[0].forward = forward
+        with pytest.raises(Stopped, match="before step 1"):
+            trainer.fit()
+    assert (tmp_path / "stopped/generations.jsonl").read_text() == ""
 
 
 def test_no_steps_means_only_validation(tmp_path) -> None:
