@@ -1,6 +1,5 @@
 """The loop's books, over a real learner on one rank."""
 
-import json
 import math
 import os
 import signal
@@ -9,14 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from nemoalign.data.prompts import Prompt
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.errors import DivergedError, Interrupted, Stopped
 from nemoalign.log import PlainReporter
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train import pace
-from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.loop import LoopSettings, Trainer
@@ -214,41 +211,6 @@ def test_a_run_that_no_longer_improves_ends_early_and_saved(tmp_path) -> None:
     assert find_last(tmp_path / "checkpoints") is not None
 
 
-def test_the_test_rows_are_measured_once_at_the_end(tmp_path) -> None:
-    with bench.learner(SETUP) as learner:
-        trainer = _trainer(tmp_path, learner)
-        trainer.test = trainer.validation
-        summary = trainer.fit()
-    (test,) = read_metrics(tmp_path, "test")
-    last = read_metrics(tmp_path, "val")[-1]
-    assert test == {"split": "test", "step": 6, "test_loss": last["val_loss"]}
-    assert summary["test_loss"] == test["test_loss"]
-
-
-def test_a_stop_during_the_test_rows_is_heard_and_they_are_measured_when_the_run_goes_on(
-    tmp_path,
-) -> None:
-    with bench.learner(SETUP) as learner:
-        trainer = _trainer(tmp_path, learner, max_steps=2)
-        trainer.test, real = trainer.validation, learner.evaluate
-
-        def evaluate(batches):
-            if trainer.checkpointer.saved_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(batches)
-
-        learner.evaluate = evaluate
-        with pytest.raises(Stopped, match="before the test rows were measured"):
-            trainer.fit()
-        trainer.records.close()
-        learner.evaluate = real
-        trainer = _trainer(tmp_path, learner, max_steps=2)
-        trainer.test = trainer.validation
-        trainer.restore(find_last(tmp_path / "checkpoints"))
-        assert "test_loss" in trainer.fit()
-    assert len(read_metrics(tmp_path, "test")) == 1
-
-
 @pytest.mark.dist
 def test_every_rank_knows_which_one_the_others_wait_for(two_ranks, tmp_path) -> None:
     first, second = two_ranks.run(_train_with_a_slow_rank, tmp_path)
@@ -278,40 +240,6 @@ def _summary_with_a_slow_rank(directory) -> dict:
         learner.algorithm.forward = lambda *given: time.sleep(0.2 * rank) or real(*given)
         trainer.checkpointer.save = lambda progress: None
         return trainer.fit()
-
-
-def test_fixed_prompts_are_answered_at_every_validation_and_a_stop_is_heard(tmp_path) -> None:
-    class Words:
-        def decode(self, ids):
-            return " ".join(map(str, ids))
-
-    prompts = [Prompt((5, 9, number), frozenset(), "made") for number in range(3)]
-    with bench.learner(SETUP) as learner:
-        trainer = _trainer(tmp_path, learner, max_steps=2)
-        trainer.prompts = FixedPrompts(prompts, Words(), 4)
-        trainer.fit()
-        lines = (tmp_path / "generations.jsonl").read_text().splitlines()
-        kept = [json.loads(line) for line in lines]
-        assert [(one["step"], one["prompt"]) for one in kept] == [
-            (step, f"5 9 {number}") for step in (0, 2) for number in range(3)
-        ]
-        assert {len(one["response"].split()) for one in kept} == {4}
-        trainer.records.close()
-
-        trainer = _trainer(tmp_path / "stopped", learner)
-        trainer.validation = None
-        trainer.prompts = FixedPrompts(prompts, Words(), 4)
-        real = learner.modules[0].forward
-
-        def forward(*arguments, **options):
-            os.kill(os.getpid(), signal.SIGTERM)
-            learner.modules[0].forward = real
-            return real(*arguments, **options)
-
-        learner.modules[0].forward = forward
-        with pytest.raises(Stopped, match="before step 1"):
-            trainer.fit()
-    assert (tmp_path / "stopped/generations.jsonl").read_text() == ""
 
 
 def test_no_steps_means_only_validation(tmp_path) -> None:
