@@ -2,7 +2,7 @@
 
 A file of --gigabytes of different rows is made and indexed; a tiny llama is then trained on it for some
 steps in shuffled order, twice, and once on the first rows alone. Fails when the whole file takes
-200 MiB more memory than its first rows do, or when a second start takes longer than 30 seconds more.
+200 MiB more memory than its first rows do, or a second start more than 20 seconds of processor time more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from side_by_side import WORK, Finished, publish, run, table
 
 FEW_ROWS = 2000
 ALLOWED_MORE_BYTES = 200 << 20
-ALLOWED_MORE_SECONDS = 30.0
+ALLOWED_MORE_SECONDS = 20.0
 INDEX = """
 import sys, time
 from pathlib import Path
@@ -68,13 +68,14 @@ def main() -> None:
         trained = train(model, data, folder, name)
         figures |= {
             f"{name}_seconds": trained.seconds,
+            f"{name}_cpu_seconds": trained.cpu_seconds,
             f"{name}_peak_rss_bytes": trained.peak_rss_bytes,
         }
     publish("big_data", figures, markdown(figures))
     shutil.rmtree(folder)
     if figures["first_peak_rss_bytes"] > figures["few_peak_rss_bytes"] + ALLOWED_MORE_BYTES:
         sys.exit("the file takes more memory than it may")
-    if figures["second_seconds"] > figures["few_seconds"] + ALLOWED_MORE_SECONDS:
+    if figures["second_cpu_seconds"] > figures["few_cpu_seconds"] + ALLOWED_MORE_SECONDS:
         sys.exit("a second start takes longer than it may")
 
 
@@ -124,7 +125,7 @@ def make_model(directory: Path) -> None:
 def markdown(figures: dict[str, Any]) -> str:
     """Return the figures as a table."""
     gigabytes = figures["bytes"] / 1e9
-    head = ["", "speed or seconds", "peak memory"]
+    head = ["", "speed or seconds (of processor time)", "peak memory"]
     rows = [
         [f"read {gigabytes:.1f} GB", f"{figures['read_mb_per_second']:,.0f} MB/s", ""],
         [
@@ -139,7 +140,8 @@ def markdown(figures: dict[str, Any]) -> str:
         ("second", "three steps on all, second start"),
     ):
         seconds, peak = figures[f"{name}_seconds"], figures[f"{name}_peak_rss_bytes"]
-        rows.append([words, f"{seconds:.1f} s", f"{peak / 1e6:,.0f} MB"])
+        spent = f"{seconds:.1f} s ({figures[f'{name}_cpu_seconds']:.1f})"
+        rows.append([words, spent, f"{peak / 1e6:,.0f} MB"])
     return table(head, rows)
 
 

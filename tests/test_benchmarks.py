@@ -32,7 +32,12 @@ def benchmark(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "measures"),
-    [("sft_speed", "Tokens per second"), ("io_speed", "Seconds of"), ("gpu_sft", "loss curve")],
+    [
+        ("sft_speed", "Tokens per second"),
+        ("io_speed", "Seconds of"),
+        ("gpu_sft", "loss curve"),
+        ("big_data", "Speed of indexing"),
+    ],
 )
 def test_a_benchmark_says_what_it_measures_without_importing_torch(name, measures):
     imports = [sys.executable, "-X", "importtime", BENCHMARKS / f"{name}.py", "--help"]

@@ -141,6 +141,9 @@ def _finish(merged: Merged, made: Prepared, trainer: Trainer, reporter: Reporter
     archive = directory / f"megatron_gpt_{merged.algorithm}.nemo"
     if made.inputs.limits.max_steps > 0:
         summary["archive"] = str(archive)
+    empty = made.inputs.empty_rows()
+    if empty:
+        reporter.warn(f"{empty:,} rows had no answer token left and trained nothing.")
     if speaking_rank():
         last = find_last(directory / "checkpoints")
         if last is not None:

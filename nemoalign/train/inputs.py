@@ -49,6 +49,10 @@ class Inputs:
         """What is known of the data."""
         return Findings.of(self.train, self.validation, self.test)
 
+    def empty_rows(self) -> int:
+        """Return how many rows this rank used that had nothing to learn; of large files only."""
+        return sum(rows.empty_rows for rows in (self.train, self.validation, self.test) if rows)
+
 
 def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
     """Return the rows of ``config`` with their order, the length of the run and its schedule.
