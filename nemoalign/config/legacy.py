@@ -164,7 +164,6 @@ UNHONOURED: Mapping[str, tuple[Any, ...]] = {
     "exp_manager.early_stopping_callback_params*": (),
     "exp_manager.ema*": (),
     "exp_manager.resume_from_checkpoint": (),
-    "exp_manager.checkpoint_callback_params.mode": ("min",),
     "exp_manager.checkpoint_callback_params.filename": (),
     "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": (True,),
     "exp_manager.checkpoint_callback_params.save_best_model": (),

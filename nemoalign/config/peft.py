@@ -70,4 +70,10 @@ class Peft(Section):
         path_kind="any",
         panel="LoRA",
     )
+    save_peft: bool = setting(
+        False, "At the end also write the adapters as Hugging Face PEFT keeps them."
+    )
+    save_merged: bool = setting(
+        False, "At the end also write the whole model, adapters merged, for Hugging Face."
+    )
     lora_tuning: LoraTuning = section(LoraTuning)

@@ -101,10 +101,16 @@ class CheckpointCallback(Section):
     )
     save_top_k: int = setting(
         3,
-        "Best checkpoints to keep, beside the last.",
+        "Best checkpoints to keep, beside the last; -1 keeps all.",
         flag="--keep-top",
-        at_least=0,
+        at_least=-1,
         panel="Output",
+    )
+    mode: Literal["min", "max"] = setting(
+        "min", "Whether a low or a high value of --monitor is good."
+    )
+    async_save: bool = setting(
+        True, "Write checkpoints in a process of their own while training goes on."
     )
 
 
@@ -121,7 +127,9 @@ class EarlyStopping(Section):
         shown="off",
         panel="Length of the run",
     )
-    min_delta: float = setting(0.0, "How much lower counts as better.", at_least=0)
+    min_delta: float = setting(
+        0.0, "How much lower (higher with mode max) counts as better.", at_least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from megatron.core import parallel_state
 
 from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.log import speaking_rank
 from nemoalign.model.adapters import with_adapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings, lora_settings
 from nemoalign.train.algorithm import load_algorithm
+from nemoalign.train.archiving import Archiver
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.inputs import make_feeds
 from nemoalign.train.learner import Learner
@@ -57,24 +59,38 @@ def assemble(
     trained = learner.trained_parameters()
     what = f"training {trained:,} parameters" if made.inputs.limits.max_steps else "measuring"
     reporter.say(f"{what} in {config.trainer.precision} on {backend.name}")
-    keep = config.exp_manager.checkpoint_callback_params
-    rotation = Rotation(
-        run_directory(config) / "checkpoints", monitor=keep.monitor, keep_top=keep.save_top_k
-    )
-    contents = Contents(
-        run_config_yaml(merged, made.inputs, made.tokenizer),
-        made.source.files,
-        adapters_only=lora is not None,
-    )
     dp_rank = parallel_state.get_data_parallel_rank()
     feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
     return Trainer(
         learner,
         made.inputs.limits,
         feeds=feeds,
-        checkpointer=Checkpointer(rotation, learner, contents),
+        checkpointer=_checkpointer(merged, made, learner, reporter),
         records=records,
         reporter=reporter,
+    )
+
+
+def _checkpointer(
+    merged: Merged, made: Prepared, learner: Learner, reporter: Reporter
+) -> Checkpointer:
+    """Return what saves and restores this run; rank 0's also makes archives when asked."""
+    config = merged.config
+    keep = config.exp_manager.checkpoint_callback_params
+    rotation = Rotation(
+        run_directory(config) / "checkpoints",
+        monitor=keep.monitor,
+        keep_top=keep.save_top_k,
+        mode=keep.mode,
+    )
+    contents = Contents(
+        run_config_yaml(merged, made.inputs, made.tokenizer),
+        made.source.files,
+        adapters_only=config.model.peft.peft_scheme == "lora",
+    )
+    archiver = Archiver(archive_prefix(merged), reporter) if speaking_rank() else None
+    return Checkpointer(
+        rotation, learner, contents, in_background=keep.async_save, archiver=archiver
     )
 
 
@@ -99,6 +115,11 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
         weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
     load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
     return chunks
+
+
+def archive_prefix(merged: Merged) -> Path:
+    """Return what the names of a run's archives begin with: NeMo's name of such a model."""
+    return run_directory(merged.config) / f"megatron_gpt_{merged.algorithm}"
 
 
 def run_directory(config: RunConfig) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +14,12 @@ from nemoalign.parallel.device import select_backend
 # The device decides how megatron-core's modules see torch, so it is chosen before they are imported.
 select_backend()
 
-from nemoalign.checkpoint.convert import convert
-from nemoalign.checkpoint.targets.writing import WriteOptions
-from nemoalign.errors import ConflictError, DivergedError, Interrupted, Stopped
+from nemoalign.errors import ConflictError, DivergedError, Interrupted, ResourceError, Stopped
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.parallel.state import start
 from nemoalign.run.assemble import assemble, run_directory
-from nemoalign.run.prepare import Prepared, prepare
+from nemoalign.run.finish import finish
+from nemoalign.run.prepare import prepare
 from nemoalign.train.continuing import check_continues, has_other_length
 from nemoalign.train.records import FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
@@ -61,9 +60,10 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         trainer = None
         try:
             trainer = assemble(merged, made, backend, records, reporter)
-            _resume(trainer, merged.config, reporter)
-            trainer.fit(requests)
-            return _finish(merged, made, trainer, reporter)
+            with closing(trainer.checkpointer):
+                _resume(trainer, merged.config, reporter)
+                trainer.fit(requests)
+                return finish(merged, made, trainer, _summary(merged, trainer), reporter)
         except BaseException as error:
             if records is not None:
                 _record_early_end(records, _summary(merged, trainer, error))
@@ -108,6 +108,8 @@ def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:
     directory = run_directory(config) / "checkpoints"
     for damage in set_damaged_aside(directory):
         reporter.warn(damage)
+    if speaking_rank():
+        trainer.checkpointer.rotation.sweep()
     last = find_last(directory)
     if last is not None:
         trainer.restore(last)
@@ -130,25 +132,5 @@ def _summary(
 
 def _record_early_end(records: RunDirectory, summary: dict[str, Any]) -> None:
     """Leave a summary behind; a full disk must not hide why the run ends."""
-    with suppress(OSError):
+    with suppress(ResourceError):
         records.finish(summary)
-
-
-def _finish(merged: Merged, made: Prepared, trainer: Trainer, reporter: Reporter) -> dict[str, Any]:
-    """Turn the last checkpoint into the run's ``.nemo`` and write the summary, on rank 0."""
-    summary = _summary(merged, trainer)
-    directory = run_directory(merged.config)
-    archive = directory / f"megatron_gpt_{merged.algorithm}.nemo"
-    if made.inputs.limits.max_steps > 0:
-        summary["archive"] = str(archive)
-    empty = made.inputs.empty_rows()
-    if empty:
-        reporter.warn(f"{empty:,} rows had no answer token left and trained nothing.")
-    if speaking_rank():
-        last = find_last(directory / "checkpoints")
-        if last is not None:
-            convert(last, archive, WriteOptions(overwrite=True), reporter=reporter)
-        assert trainer.records is not None, "rank 0 keeps the records"
-        trainer.records.finish(summary)
-    torch.distributed.barrier()
-    return summary

@@ -51,12 +51,16 @@ class Health:
         return f"step {step} was not applied: {what}"
 
 
-def has_stopped_improving(history: Sequence[float], patience: int, min_delta: float) -> bool:
-    """True when none of the last ``patience`` values of a loss is lower than the best before them.
+def has_stopped_improving(
+    history: Sequence[float], patience: int, min_delta: float, mode: str = "min"
+) -> bool:
+    """True when none of the last ``patience`` values is better than the best before them.
 
-    ``patience`` 0 never stops; ``min_delta`` is by how much a value must be lower to count.
+    Lower is better, or higher with ``mode`` max. ``patience`` 0 never stops; ``min_delta`` is by how
+    much a value must be better to count.
     """
     if not patience or len(history) <= patience:
         return False
-    best = min(history[:-patience])
-    return all(value >= best - min_delta for value in history[-patience:])
+    losses = [-value for value in history] if mode == "max" else list(history)
+    best = min(losses[:-patience])
+    return all(value >= best - min_delta for value in losses[-patience:])

@@ -20,9 +20,8 @@ from nemoalign.data.prompts import read_prompts
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.feed import Feed, Feeds
-from nemoalign.train.loop import LoopSettings
 from nemoalign.train.prefetch import PrefetchingFeed
-from nemoalign.train.schedule import Schedule, default_warmup
+from nemoalign.train.schedule import LoopSettings, Schedule, default_warmup
 
 if TYPE_CHECKING:
     from nemoalign.config.schema import RunConfig
@@ -191,6 +190,7 @@ def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:
         patience=config.exp_manager.early_stopping.patience,
         min_delta=config.exp_manager.early_stopping.min_delta,
         monitor=config.exp_manager.checkpoint_callback_params.monitor,
+        mode=config.exp_manager.checkpoint_callback_params.mode,
     )
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from nemoalign.errors import DivergedError
 from nemoalign.parallel.measure import GIB, peak_memory
+from nemoalign.train.agreement import Attempt, gathered
 from nemoalign.train.answers import FixedPrompts, shown
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_sums
 from nemoalign.train.pace import open_pace
 from nemoalign.train.progress import Progress
+from nemoalign.train.saving import Saving
 from nemoalign.train.stopping import Asked, Requests
 from nemoalign.train.validation import measure
 
@@ -31,24 +32,7 @@ if TYPE_CHECKING:
     from nemoalign.train.feed import Feed, Feeds
     from nemoalign.train.learner import Learner, StepResult
     from nemoalign.train.records import RunDirectory
-    from nemoalign.train.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """Limits and intervals in optimizer steps (0 is never), and the learning rate over them."""
-
-    max_steps: int
-    steps_per_epoch: int
-    global_batch_size: int
-    val_every: int
-    save_every: int
-    max_seconds: int | None
-    schedule: Schedule
-    max_skipped: int = 3
-    patience: int = 0
-    min_delta: float = 0.0
-    monitor: str = "val_loss"
+    from nemoalign.train.schedule import LoopSettings
 
 
 class Trainer:
@@ -79,6 +63,8 @@ class Trainer:
         """Steps and tokens that were trained before this process began."""
         self.step_seconds = 0.0
         self.test_metrics: dict[str, float] = {}
+        self.saving = Saving(checkpointer, self._warn)
+        self.books = Attempt()
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``: weights, optimizer and position. Collective."""
@@ -92,6 +78,7 @@ class Trainer:
 
         Raises:
             DivergedError: when several steps in a row have no finite loss and gradient.
+            ResourceError: when the last checkpoint or the metrics could not be written.
             Stopped: after a signal or the time limit, once a checkpoint is written.
         """
         last, done = self.settings.max_steps, self.progress.step
@@ -101,9 +88,15 @@ class Trainer:
             self.requests.training(self.settings.max_seconds, directory)
             self._begin()
             with self.reporter.progress("training", last, "steps", done) as bar:
-                while self.progress.step < last and not self._is_done():
-                    self._one_step(bar)
+                try:
+                    while self.progress.step < last and not self._is_done():
+                        self._one_step(bar)
+                except DivergedError:
+                    self.saving.finish()
+                    raise
+            self.saving.settle()
             self.test_metrics = self._test()
+            self.books.agree()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
@@ -112,7 +105,9 @@ class Trainer:
         monitor = self.settings.monitor
         best: dict[str, Any] = {}
         if progress.best_step is not None:
-            best = {"best": {monitor: min(progress.monitored), "step": progress.best_step}}
+            best = {
+                "best": {monitor: progress.best(self.settings.mode), "step": progress.best_step}
+            }
         tokens = progress.tokens - first_tokens
         return {
             "steps": progress.step,
@@ -138,20 +133,20 @@ class Trainer:
         elif self.progress.owes_validation:
             asked = self._validate()
             if not self.progress.owes_validation:
-                self.checkpointer.save(self.progress)
+                self.saving.save(self.progress, must=asked.stop)
             self._stop_if(asked, f"after step {self.progress.step}")
 
     def _is_done(self) -> bool:
         """True when validation has stopped improving; said once, then the run ends as any other."""
         settings, seen = self.settings, self.progress.monitored
-        if not has_stopped_improving(seen, settings.patience, settings.min_delta):
+        if not has_stopped_improving(seen, settings.patience, settings.min_delta, settings.mode):
             return False
         self.reporter.say(
             f"{settings.monitor} has not improved in {settings.patience} validations: stopping early "
             f"after step {self.progress.step}"
         )
         if self.progress.step != self.checkpointer.saved_step:
-            self.checkpointer.save(self.progress)
+            self.saving.save(self.progress, must=True)
         return True
 
     def _one_step(self, bar: ProgressBar) -> None:
@@ -165,7 +160,8 @@ class Trainer:
         tokens, asked = self._agree(
             sum(batch.num_tokens for batch in micro_batches), data_seconds + result.compute_seconds
         )
-        rows = [] if result.applied else self._rows_of(result.broken)
+        places = partial(self.train.places, progress.consumed_samples, result.broken)
+        rows = [] if result.applied else gathered(places())
         progress.step += 1
         progress.consumed_samples += self.settings.global_batch_size
         progress.epoch = (progress.step - 1) // self.settings.steps_per_epoch
@@ -185,14 +181,21 @@ class Trainer:
     def _agree(self, local_tokens: int = 0, seconds: float | None = None) -> tuple[float, Asked]:
         """Return the tokens of all replicas and what any rank was asked for, in one reduction.
 
-        It also tells every rank how much memory each one took, and how long a step of training
-        kept it busy.
+        It also tells every rank how much memory each one took, how long a step of training kept it
+        busy, whether metrics could be written, and when all have written their part of a save.
         """
         device = self.learner.backend.device
+        states = (self.books.has_failed, self.checkpointer.is_writing())
         asked = self.requests.pending()
         pace = self.pace.told(seconds or 0.0, peak_memory(device) / GIB)
-        tokens, *rest = reduce_sums([local_tokens], [*asked, *pace], device)
+        tokens, failed, writing, *rest = reduce_sums(
+            [local_tokens], [*states, *asked, *pace], device
+        )
         self.pace.take(rest[len(asked) :], is_step=seconds is not None)
+        if failed:
+            self.books.agree()
+        if not writing:
+            self.saving.finish()
         return tokens, Asked.of(rest[: len(asked)])
 
     def _watch(self, result: StepResult, lr: float, rows: list[str]) -> None:
@@ -212,14 +215,6 @@ class Trainer:
         """Say a warning now, and keep it for the summary."""
         self.reporter.warn(text)
         self.warnings.append(f"step {self.progress.step}: {text}")
-
-    def _rows_of(self, broken: list[int]) -> list[str]:
-        """Return where the rows of the micro-batches without a finite loss are, on every rank."""
-        assert self.train is not None, "only training steps break"
-        mine = self.train.places(self.progress.consumed_samples, broken)
-        everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everywhere, mine)
-        return list(dict.fromkeys(place for places in everywhere for place in places))
 
     def _log_step(self, result: StepResult, lr: float, tokens_per_second: float) -> None:
         self._log(
@@ -245,9 +240,7 @@ class Trainer:
                 asked = asked.joined(self._validate())
         due = self.settings.save_every and step % self.settings.save_every == 0
         if is_last or due or asked.stop or asked.save:
-            path = self.checkpointer.save(self.progress)
-            if asked.save:
-                self.reporter.say(f"saved as asked: {path}")
+            self.saving.save(self.progress, must=is_last or asked.stop, archive=asked.save)
         if not is_last or self.progress.owes_validation:
             self._stop_if(asked, f"after step {step} of {last}")
 
@@ -263,7 +256,7 @@ class Trainer:
                 self.progress.owes_validation = False
                 self.progress.val_metrics = metrics
                 if self.settings.monitor in metrics:
-                    self.progress.note(metrics[self.settings.monitor])
+                    self.progress.note(metrics[self.settings.monitor], self.settings.mode)
         if self.prompts is not None and not asked.stop:
             asked = asked.joined(self._answer(self.prompts))
         return asked
@@ -272,7 +265,7 @@ class Trainer:
         """Let the model answer fixed prompts; keep all of it and show the first."""
         answers, asked = prompts.answer(self.learner, lambda busy: self._agree(int(busy)))
         if self.records is not None:
-            self.records.keep_answers(self.progress.step, answers)
+            self.books.run(partial(self.records.keep_answers, self.progress.step, answers))
         for line in shown(answers):
             self.reporter.say(line)
         return asked
@@ -296,5 +289,5 @@ class Trainer:
 
     def _log(self, values: Mapping[str, Any]) -> None:
         if self.records is not None:
-            self.records.log(values)
+            self.books.run(partial(self.records.log, values))
         self.reporter.metrics(values)

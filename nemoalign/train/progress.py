@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 
@@ -21,12 +20,17 @@ class Progress:
     monitored: list[float] = field(default_factory=list)
     """The monitored metric at every validation so far."""
     best_step: int | None = None
-    """The step of the lowest of them."""
+    """The step of the best of them."""
     owes_validation: bool = False
     """A stop kept this step from being validated; the next start does it first."""
 
-    def note(self, value: float) -> None:
-        """Add the monitored metric of a validation that was made now."""
-        if value < min(self.monitored, default=math.inf):
+    def note(self, value: float, mode: str = "min") -> None:
+        """Add the monitored metric of a validation that was made now; ``mode`` says which is best."""
+        best = self.best(mode)
+        if best is None or (value > best if mode == "max" else value < best):
             self.best_step = self.step
         self.monitored.append(value)
+
+    def best(self, mode: str = "min") -> float | None:
+        """Return the best of the values so far."""
+        return (max if mode == "max" else min)(self.monitored, default=None)

@@ -6,14 +6,16 @@ import fcntl
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from nemoalign.errors import ConflictError
+from nemoalign.errors import ConflictError, ResourceError
 
 SUMMARY = "summary.json"
 GENERATIONS = "generations.jsonl"
+METRICS = "metrics.jsonl"
 FINISHED = "finished"
 
 
@@ -52,12 +54,13 @@ class RunDirectory:
             ) from error
         # What an earlier part of the run said at its end is no longer so.
         (self.path / SUMMARY).unlink(missing_ok=True)
-        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Close ``metrics.jsonl`` and give up the lock."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # a line that a full disk refused, and log() has said so
+                self._metrics.close()
         if self._lock is not None:
             os.close(self._lock)
 
@@ -73,21 +76,36 @@ class RunDirectory:
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Write a JSON document into the directory, whole or not at all."""
         temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / name)
+        with _writing(self.path / name):
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(self.path / name)
 
     def keep_answers(self, step: int, answers: Sequence[Mapping[str, str]]) -> None:
         """Append prompts with their answers to ``generations.jsonl``, an object each."""
-        with (self.path / GENERATIONS).open("a", encoding="utf-8") as file:
+        path = self.path / GENERATIONS
+        with _writing(path), path.open("a", encoding="utf-8") as file:
             for answer in answers:
                 file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one JSON object to ``metrics.jsonl``, floats in full precision."""
         assert self._metrics is not None, "open() comes first"
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
+        with _writing(self.path / METRICS):
+            self._metrics.write(json.dumps(values) + "\n")
+            self._metrics.flush()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``; only its state ``finished`` says that the run is complete."""
         self.write(SUMMARY, summary)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{path} could not be written: {error.strerror or error}. Checkpoints are intact: make "
+            "room, then type the same command: it goes on from the newest."
+        ) from error

@@ -7,10 +7,11 @@ no reader takes for one, and renamed when whole.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,16 +24,24 @@ if TYPE_CHECKING:
 PROGRESS = "progress.json"
 LAST = "-last.ckpt"
 BEST = "best"
+MAKING = ".tmp"
+"""End of names that begin with a dot: on the way in, or on the way out."""
 _STEP = re.compile(r"-step=(\d+)-")
 
 
 class Rotation:
-    """Publishes checkpoints; keeps the best ``keep_top`` by ``monitor``, and always the last."""
+    """Publishes checkpoints; keeps the ``keep_top`` best by ``monitor`` and ``mode``, and the last.
 
-    def __init__(self, directory: Path, *, monitor: str, keep_top: int) -> None:
+    ``keep_top`` -1 keeps all.
+    """
+
+    def __init__(
+        self, directory: Path, *, monitor: str, keep_top: int, mode: Literal["min", "max"] = "min"
+    ) -> None:
         self.directory = directory
         self.monitor = monitor
         self.keep_top = keep_top
+        self.mode = mode
 
     def paths(self, progress: Progress) -> tuple[Path, Path]:
         """Return where a checkpoint of ``progress`` is written, and where it is then published.
@@ -46,37 +55,53 @@ class Rotation:
             f"megatron_gpt--{score}step={progress.step}"
             f"-consumed_samples={float(progress.consumed_samples)}-epoch={progress.epoch}"
         )
-        return self.directory / f".{name}.tmp", self.directory / f"{name}{LAST}"
+        return self.directory / f".{name}{MAKING}", self.directory / f"{name}{LAST}"
 
     def publish(self, temporary: Path, final: Path) -> None:
         """Make a checkpoint visible, demote the one that was last, and remove what need not stay."""
-        previous = max(self.directory.glob(f"*{LAST}"), key=_step, default=None)
-        if final.exists():
-            shutil.rmtree(final)
+        for previous in self.directory.glob(f"*{LAST}"):
+            demoted = previous.with_name(previous.name.removesuffix(LAST) + ".ckpt")
+            _remove(demoted)
+            previous.rename(demoted)
         temporary.rename(final)
-        if previous is not None and previous != final and previous.exists():
-            previous.rename(previous.with_name(previous.name.removesuffix(LAST) + ".ckpt"))
-        self._rotate()
+        self._rotate(_step(final))
 
-    def _rotate(self) -> None:
+    def sweep(self) -> None:
+        """Remove what a run that was killed left half written or half removed."""
+        for path in self.directory.glob(f".*{MAKING}"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _rotate(self, last_step: int) -> None:
         """Remove all but the ``keep_top`` best of the checkpoints that are not the last."""
         old = [path for path in self.directory.glob("*.ckpt") if not path.name.endswith(LAST)]
-        old.sort(key=lambda path: (_score(path, self.monitor), -_step(path)))
-        for path in old[self.keep_top :]:
-            shutil.rmtree(path)
+        again = [path for path in old if _step(path) == last_step]
+        old = sorted(set(old) - set(again), key=self._rank)
+        for path in again + (old[self.keep_top :] if self.keep_top >= 0 else []):
+            _remove(path)
         self._link_best()
 
     def _link_best(self) -> None:
-        """Let ``best`` name the checkpoint with the lowest monitored value, the newest of equals."""
-        found = _complete(self.directory)
-        best = min(found, key=lambda path: (_score(path, self.monitor), -_step(path)))
+        """Let ``best`` name the checkpoint with the best monitored value, the newest of equals."""
+        best = min(_complete(self.directory), key=self._rank)
         link = self.directory / BEST
-        making = self.directory / f".{BEST}.tmp"
+        making = self.directory / f".{BEST}{MAKING}"
         making.unlink(missing_ok=True)
         making.symlink_to(best.name)
         if link.is_dir() and not link.is_symlink():  # a copy of a run may have followed links
-            shutil.rmtree(link)
+            _remove(link)
         making.replace(link)
+
+    def _rank(self, path: Path) -> tuple[float, int]:
+        """Return what sorts checkpoints, the best first; one that says no number comes last."""
+        try:
+            value = (read_progress(path).get("val_metrics") or {}).get(self.monitor, math.nan)
+        except (OSError, ValueError):
+            value = math.nan
+        sign = -1.0 if self.mode == "max" else 1.0
+        return math.inf if math.isnan(value) else sign * value, -_step(path)
 
 
 def find_last(directory: Path) -> Path | None:
@@ -123,6 +148,9 @@ def _step(path: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _score(path: Path, monitor: str) -> float:
-    progress = read_progress(path)
-    return (progress.get("val_metrics") or {}).get(monitor, float("inf"))
+def _remove(path: Path) -> None:
+    """Remove a checkpoint that may be there; at no instant half of it is seen under its name."""
+    if path.exists():
+        going = path.with_name(f".{path.name}{MAKING}")
+        path.rename(going)
+        shutil.rmtree(going)

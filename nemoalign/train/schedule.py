@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the steps already taken.
+"""How far a run goes, and its learning rate: a pure function of the steps already taken.
 
 The cosine is NeMo's ``CosineAnnealing`` (``nemo/core/optim/lr_scheduler.py``). Its
 ``constant_steps`` changes two more things than its name says, and only there, for parity: warm-up
@@ -55,3 +55,21 @@ class Schedule:
 def default_warmup(max_steps: int) -> int:
     """Ten steps, but at most a tenth of the run."""
     return min(10, max_steps // 10)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Limits and intervals in optimizer steps (0 is never), and the learning rate over them."""
+
+    max_steps: int
+    steps_per_epoch: int
+    global_batch_size: int
+    val_every: int
+    save_every: int
+    max_seconds: int | None
+    schedule: Schedule
+    max_skipped: int = 3
+    patience: int = 0
+    min_delta: float = 0.0
+    monitor: str = "val_loss"
+    mode: str = "min"

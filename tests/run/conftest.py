@@ -20,7 +20,9 @@ def made(tmp_path_factory) -> Path:
     data = ["--data", root / "train.jsonl", "--val", root / "val.jsonl"]
     template = ["--set", "model.data.train_ds.prompt_template=Q: {input}\\nA: {output}"]
     tiny.ok("sft", "--ckpt", root / "m.nemo", *data, "-o", root / "full", *SHORT, *template)
+    every_form = ["model.peft.save_peft=true", "model.peft.save_merged=true"]
     tiny.ok(
-        "sft", "--ckpt", root / "m.nemo", *data, "-o", root / "lora", *SHORT, "--lora", 4, "--tp", 2
-    )
+        "sft", "--ckpt", root / "m.nemo", *data, "-o", root / "lora", *SHORT, "--lora", 4, "--tp", 2,
+        *every_form,
+    )  # fmt: skip
     return root

@@ -16,10 +16,10 @@ from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train import pace
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.feed import Feed, Feeds
-from nemoalign.train.loop import LoopSettings, Trainer
+from nemoalign.train.loop import Trainer
 from nemoalign.train.records import RunDirectory
 from nemoalign.train.rotation import Rotation, find_last
-from nemoalign.train.schedule import Schedule
+from nemoalign.train.schedule import LoopSettings, Schedule
 from tests.commands.tiny import read_metrics
 from tests.train import bench
 
@@ -165,8 +165,8 @@ def test_a_wish_to_save_is_heard_and_the_run_goes_on(tmp_path, how) -> None:
         trainer = _trainer(tmp_path, learner)
         saved = []
         real_save = trainer.checkpointer.save
-        trainer.checkpointer.save = lambda progress: (
-            saved.append(progress.step) or real_save(progress)
+        trainer.checkpointer.save = lambda progress, **how: (
+            saved.append(progress.step) or real_save(progress, **how)
         )
         assert trainer.fit()["steps"] == 6
     assert saved == [3, 6]
@@ -238,7 +238,7 @@ def _summary_with_a_slow_rank(directory) -> dict:
         trainer.train, trainer.validation = replace(trainer.train, dp_rank=rank, dp_size=2), None
         real = learner.algorithm.forward
         learner.algorithm.forward = lambda *given: time.sleep(0.2 * rank) or real(*given)
-        trainer.checkpointer.save = lambda progress: None
+        trainer.checkpointer.save = lambda progress, **how: None
         return trainer.fit()
 
 

@@ -5,8 +5,9 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 
 from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.train.agreement import Attempt
 from nemoalign.train.sharded import load_sharded, quietly, sharded_state
-from nemoalign.train.writers import write_in_threads
+from nemoalign.train.writer import Writer
 from tests.train import bench
 
 ONE = ParallelLayout(1)
@@ -44,9 +45,10 @@ def _adam_steps(learner):
 
 
 def _save(state, folder):
-    write_in_threads()
+    attempt = Attempt()
     with quietly():
-        dist_checkpointing.save(state, str(folder))
+        Writer(state, folder, attempt, in_background=False).finish()
+    attempt.agree()
 
 
 def _train_and_save(name, precision, folder):

@@ -1,6 +1,7 @@
 """What a run keeps of its checkpoints; these are directories with a position and one file of weights."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 
@@ -34,6 +35,26 @@ def test_names_are_nemos_and_rotation_keeps_the_best_and_the_last(tmp_path) -> N
     ]
     best = tmp_path / "best"
     assert best.readlink().name.startswith("megatron_gpt--val_loss=0.250-step=2-")
+
+
+def test_a_high_value_is_best_where_the_mode_says_so_and_minus_one_keeps_all(tmp_path) -> None:
+    for folder, mode, keep, best in (("a", "max", 1, 3), ("b", "min", -1, 2)):
+        rotation = Rotation(tmp_path / folder, monitor="val_loss", keep_top=keep, mode=mode)
+        for step, value in enumerate([0.5, 0.25, 0.75, math.nan, 0.4], start=1):
+            _publish(rotation, step, value)
+        assert f"-step={best}-" in (tmp_path / folder / "best").readlink().name
+        assert len(list((tmp_path / folder).glob("*.ckpt"))) == (2 if keep == 1 else 5)
+
+
+def test_a_step_saved_twice_is_kept_once_and_leftovers_are_swept(tmp_path) -> None:
+    rotation = Rotation(tmp_path, monitor="val_loss", keep_top=3)
+    first, again = _publish(rotation, 1, 0.5), _publish(rotation, 1, 0.5)
+    better = _publish(rotation, 1, 0.4)
+    assert first == again != better
+    (tmp_path / ".megatron_gpt--step=2-epoch=0.tmp/model_weights").mkdir(parents=True)
+    (tmp_path / ".best.tmp").symlink_to(better)
+    rotation.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", better]
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path) -> None:
