@@ -68,6 +68,8 @@ class _Ranks:
         self.directory = directory
         self.processes: list[subprocess.Popen[bytes]] = []
         self.first_failure: int | None = None
+        self._dead: int | None = None
+        """The rank that a signal of somebody else ended."""
         self._stop: tuple[signal.Signals, float] | None = None
         self._second_stop: signal.Signals | None = None
 
@@ -123,6 +125,9 @@ class _Ranks:
                 leave_by = time.monotonic() + LEAVE_SECONDS
         if self._alive():
             self._wait(SETTLE_SECONDS)
+        codes = [process.poll() or 0 for process in self.processes]
+        self._dead = next((rank for rank, code in enumerate(codes) if code < 0), None)
+        if self._alive():
             self._end(signal.SIGTERM)
             self._wait(TERMINATE_SECONDS)
             self._end(signal.SIGKILL)
@@ -143,12 +148,12 @@ class _Ranks:
         if not any(codes):
             return
         report = first_report(self.directory)
-        if report is not None:
-            raise RankFailure(report)
-        rank = self.first_failure
-        if rank is None:
-            rank = next(i for i, code in enumerate(codes) if code)
-        raise RankFailure(self._silent(rank, codes[rank]))
+        # A rank that was killed has no words, but those it was connected to complain of a bug.
+        if report is None or (report.exit_code == 1 and self._dead is not None):
+            first = self.first_failure if self._dead is None else self._dead
+            rank = next(i for i, code in enumerate(codes) if code) if first is None else first
+            report = self._silent(rank, codes[rank])
+        raise RankFailure(report)
 
     def _silent(self, rank: int, code: int) -> Report:
         """Return what there is to say of a rank that left no word: killed from outside, or crashed."""

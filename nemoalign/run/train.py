@@ -23,8 +23,11 @@ from nemoalign.run.prepare import prepare
 from nemoalign.train.continuing import check_continues, has_other_length
 from nemoalign.train.records import FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
+from nemoalign.train.same_rows import check_same_rows, note_rows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
@@ -76,7 +79,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
 def _already_finished(merged: Merged) -> dict[str, Any] | None:
     """Return the summary of a run that ended here before; refuse a directory of another run.
 
-    One that is now to be longer has not ended.
+    One that is now to be longer has not ended; one without a checkpoint has not begun.
 
     Every rank reads the same files before any rank writes one.
     """
@@ -84,15 +87,25 @@ def _already_finished(merged: Merged) -> dict[str, Any] | None:
     directory = run_directory(merged.config)
     if manager.overwrite:
         return None
-    check_continues(directory, merged.to_yaml(), merged.algorithm)
-    if not manager.resume_if_exists and find_last(directory / "checkpoints") is not None:
+    has_begun = find_last(directory / "checkpoints") is not None
+    if has_begun and not manager.resume_if_exists:
         raise ConflictError(
             f"{directory} holds a run already and --no-resume forbids continuing it. "
             "Give this one its own directory with -o, or replace it with --overwrite."
         )
-    if has_other_length(directory, merged.to_yaml(), merged.algorithm):
-        return None
-    return finished_summary(directory)
+    finished = finished_summary(directory)
+    if has_begun or finished is not None:
+        check_continues(directory, merged.to_yaml(), merged.algorithm)
+    if finished is not None and not has_other_length(directory, merged.to_yaml(), merged.algorithm):
+        return finished
+    if has_begun:
+        check_same_rows(directory, _files_of_rows(merged.config), merged.algorithm)
+    return None
+
+
+def _files_of_rows(config: RunConfig) -> list[Path]:
+    data = config.model.data
+    return [file.path for part in (data.train_ds, data.validation_ds) for file in part.file_path]
 
 
 def _open_records(records: RunDirectory, merged: Merged) -> None:
@@ -100,6 +113,8 @@ def _open_records(records: RunDirectory, merged: Merged) -> None:
     if merged.config.exp_manager.overwrite and records.path.exists():
         shutil.rmtree(records.path)
     records.open()
+    if find_last(records.path / "checkpoints") is None:
+        note_rows(records.path, _files_of_rows(merged.config))
     records.describe(merged.to_yaml(), [sys.executable, "-m", "nemoalign", *sys.argv[1:]])
 
 

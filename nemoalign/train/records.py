@@ -54,6 +54,7 @@ class RunDirectory:
             ) from error
         # What an earlier part of the run said at its end is no longer so.
         (self.path / SUMMARY).unlink(missing_ok=True)
+        _drop_half_a_line(self.path / METRICS)
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -66,19 +67,15 @@ class RunDirectory:
 
     def describe(self, config_yaml: str, command: Sequence[str]) -> None:
         """Write ``config.yaml``, which alone repeats the run, and ``command.sh``."""
-        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        _write_whole(self.path / "config.yaml", config_yaml)
         script = self.path / "command.sh"
-        script.write_text(
-            f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit\nexec {shlex.join(command)}\n"
-        )
+        here = shlex.quote(str(Path.cwd()))
+        _write_whole(script, f"#!/bin/sh\ncd {here} || exit\nexec {shlex.join(command)}\n")
         script.chmod(0o755)
 
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         """Write a JSON document into the directory, whole or not at all."""
-        temporary = self.path / f"{name}.tmp"
-        with _writing(self.path / name):
-            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self.path / name)
+        _write_whole(self.path / name, json.dumps(document, indent=2) + "\n")
 
     def keep_answers(self, step: int, answers: Sequence[Mapping[str, str]]) -> None:
         """Append prompts with their answers to ``generations.jsonl``, an object each."""
@@ -109,3 +106,18 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} could not be written: {error.strerror or error}. Checkpoints are intact: make "
             "room, then type the same command: it goes on from the newest."
         ) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write ``text`` so that a kill at any instant leaves the file as it was or as it shall be."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with _writing(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """Remove what a full disk left of a last line, so that the next one begins on its own."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

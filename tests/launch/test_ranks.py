@@ -93,6 +93,17 @@ fail("rank 1 has no memory left.", 7)
     assert (str(failure), failure.exit_code) == ("rank 1 has no memory left.", 7)
 
 
+def test_a_rank_that_was_killed_wins_over_the_bug_it_causes_elsewhere(ranks):
+    body = """
+if rank:
+    os.kill(os.getpid(), signal.SIGKILL)
+fail("This is a bug: connection reset by peer", 1)
+"""
+    failure = failure_of(ranks, body)
+    assert "rank 1 was killed (SIGKILL)" in str(failure)
+    assert failure.exit_code == 7
+
+
 def test_a_rank_that_ignores_sigterm_is_killed(ranks, tmp_path):
     body = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,7 +12,8 @@ from tests.commands import tiny
 def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
     names = {path.name for path in (made / "full").iterdir() if not path.name.startswith(".")}
     assert names == {
-        "checkpoints", "command.sh", "config.yaml", "data_report.json", "metrics.jsonl", "summary.json",
+        "checkpoints", "command.sh", "config.yaml", "data_files.json", "data_report.json",
+        "metrics.jsonl", "summary.json",
         "megatron_gpt_sft.nemo", "megatron_gpt_sft.nemo.conversion.json",
     }  # fmt: skip
     summary = json.loads((made / "full/summary.json").read_text())

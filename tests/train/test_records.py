@@ -64,3 +64,12 @@ def test_command_file_repeats_the_command_with_awkward_arguments(tmp_path) -> No
     assert out.stdout == "it's|a b|$HOME|"
     assert os.access(tmp_path / "command.sh", os.X_OK)
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+
+
+def test_half_a_line_that_a_full_disk_left_does_not_spoil_the_next(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    records = RunDirectory(tmp_path)
+    records.open()
+    records.log({"step": 2})
+    records.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
