@@ -18,6 +18,7 @@ from nemoalign.cli import flags
 from nemoalign.cli.spec import CommandSpec, Positional, Talk
 from nemoalign.config.algorithms import ALGORITHMS, AlgorithmRow
 from nemoalign.config.fields import own_settings, setting
+from nemoalign.config.presets import PRESETS
 from nemoalign.errors import SourceError
 from nemoalign.log import speaking_rank
 
@@ -56,6 +57,14 @@ class TrainFlags(Talk):
         "Resolve settings, checkpoint, data and layout; train nothing.",
         flag="--dry-run",
         short="-n",
+        panel=PANEL,
+    )
+    preset: str | None = setting(
+        None,
+        "Start from the defaults and normalisations of a peer instead of ours; what you set wins.",
+        flag="--preset",
+        choices=tuple(PRESETS),
+        shown="none",
         panel=PANEL,
     )
     print_config: bool = setting(
@@ -143,6 +152,7 @@ def _merge(row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any]) -> Me
         sets=[*known.set, *(typed["overrides"] or [])],
         configs=known.config,
         checkpoint=_model_config,
+        preset=known.preset,
     )
 
 

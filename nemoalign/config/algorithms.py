@@ -46,6 +46,10 @@ class SftSettings(AlgorithmSettings):
         flag="--mask",
         panel="Loss",
     )
+    loss_average: Literal["tokens", "micro_batches"] = setting(
+        "tokens",
+        "Mean over the tokens of a global batch, or NeMo's: over each micro-batch's, then over these.",
+    )
 
 
 ALGORITHMS: Mapping[str, AlgorithmRow] = {

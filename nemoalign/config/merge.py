@@ -1,6 +1,6 @@
 """Laying the layers over each other: the one place that knows precedence, and reads people's YAML.
 
-defaults < the checkpoint < ``--config`` files in order < environment < ``--set`` < typed flags.
+defaults < ``--preset`` < the checkpoint < ``--config`` files in order < environment < ``--set`` < typed flags.
 OmegaConf reads YAML and resolves ``${...}``; what leaves this file is frozen dataclasses and plain data.
 """
 
@@ -33,6 +33,7 @@ from nemoalign.config.layers import (
 from nemoalign.config.locks import Base, read_base
 from nemoalign.config.merged import Merged, escaped, nested
 from nemoalign.config.names import Names
+from nemoalign.config.presets import NOTES, PRESETS
 from nemoalign.config.schema import RunConfig
 from nemoalign.config.values import Reject, plain
 from nemoalign.errors import ConfigError, SourceError
@@ -48,7 +49,7 @@ _RESOLVER = re.compile(r"(?<!\\)\$\{\s*(?P<name>[^{}:\s]*)\s*(?P<end>[:$}])")
 ReadCheckpoint = Callable[[Path], Mapping[str, Any]]
 
 
-def merge_run(
+def merge_run(  # noqa: PLR0913 - one argument for each layer
     algorithm: str,
     *,
     flags: Mapping[str, Any] | None = None,
@@ -56,24 +57,28 @@ def merge_run(
     configs: Sequence[Path] = (),
     environ: Mapping[str, str] | None = None,
     checkpoint: ReadCheckpoint | None = None,
+    preset: str | None = None,
 ) -> Merged:
     """Return the merged configuration of one run of ``algorithm``.
 
-    ``flags`` maps dotted keys to what was typed; ``checkpoint`` returns the ``model_config.yaml``
-    fields of the source at a path. That a checkpoint and data are named at all is
-    ``check.check_complete``'s matter, so that ``--print-config`` works without them.
+    ``preset`` names a peer of ``presets``; ``flags`` maps dotted keys to what was typed;
+    ``checkpoint`` returns the ``model_config.yaml`` fields of the source at a path. That a checkpoint
+    and data are named at all is ``check.check_complete``'s matter, so that ``--print-config`` works
+    without them.
 
     Raises:
         ConfigError: for an unknown key, a value of the wrong type or settings that contradict.
         ContentError: when a layer changes a locked key of the checkpoint.
         SourceError: when a ``--config`` file cannot be read.
     """
-    merge = _Merge(ALGORITHMS[algorithm])
+    merge = _Merge(ALGORITHMS[algorithm], preset)
     first = [Path(FIRST_CONFIG)] if Path(FIRST_CONFIG).is_file() else []
     environ = os.environ if environ is None else environ
     upper = merge.read(flags or {}, sets, [*first, *configs], environ)
     base = merge.read_checkpoint(upper, checkpoint)
     merged = merge.finish(upper, base)
+    if preset is not None:
+        merged.notes.append(f"--preset {preset}: {NOTES[preset]}")
     if first:
         merged.notes.append(f"{FIRST_CONFIG} in this directory is read as the first --config.")
     return merged
@@ -82,13 +87,17 @@ def merge_run(
 class _Merge:
     """The steps of one merge, over the settings of one algorithm."""
 
-    def __init__(self, row: AlgorithmRow) -> None:
+    def __init__(self, row: AlgorithmRow, preset: str | None) -> None:
         self.row = row
         self.entries = row.entries()
         self.names = Names(self.entries, row.name)
         self.defaults = {
             key: Given(escaped(plain(entry.default)), DEFAULT)
             for key, entry in self.entries.items()
+        }
+        values: Mapping[str, Any] = {} if preset is None else PRESETS[preset].get(row.name, {})
+        self.preset: Mapping[str, Given] = {
+            key: Given(plain(v), f"--preset {preset}") for key, v in values.items()
         }
 
     def read(
@@ -112,7 +121,7 @@ class _Merge:
         self, upper: Mapping[str, Given], checkpoint: ReadCheckpoint | None
     ) -> Base | None:
         """Return what the checkpoint brings, or None when nothing names one."""
-        given = {**self.defaults, **upper}
+        given = {**self.defaults, **self.preset, **upper}
         path = self._typed(CHECKPOINT, _Resolver(given))
         if path is None or checkpoint is None:
             return None
@@ -120,7 +129,7 @@ class _Merge:
 
     def finish(self, upper: Mapping[str, Given], base: Base | None) -> Merged:
         """Return the merged run from what people gave and what the checkpoint brings."""
-        lower: Mapping[str, Given] = base.values if base is not None else {}
+        lower = {**self.preset, **(base.values if base is not None else {})}
         resolver = _Resolver({**self.defaults, **lower, **upper})
         values = {key: self._typed(key, resolver) for key in self.entries}
         sources = {key: resolver.given[key].source for key in self.entries}

@@ -163,6 +163,10 @@ class ModelConfig(Section):
         at_least=0,
         panel="Batches and length",
     )
+    softmax_over_padding: bool = setting(
+        False,
+        "Count the padding columns of the vocabulary in the softmax, as NeMo does; depends on --tp.",
+    )
     hidden_dropout: float = setting(0.0, "Dropout after attention and MLP.", at_least=0, below=1)
     attention_dropout: float = setting(0.0, "Dropout of attention weights.", at_least=0, below=1)
     activations_checkpoint_granularity: Literal["selective", "full"] | None = setting(

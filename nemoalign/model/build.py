@@ -61,6 +61,8 @@ def build_model(
     chunks: list[GPTModel] = []
     for vp_rank in _vp_ranks(layout):
         chunk = _build_chunk(arch, vocab_size, layout, config, vp_rank)
+        if settings.softmax_over_padding:
+            chunk.softmax_size = arch.padded_vocab_size(vocab_size, layout.tp)
         chunk.to(device=backend.device, dtype=config.params_dtype)
         if lora is not None:
             add_adapters(chunk, lora, seed=settings.seed)

@@ -24,7 +24,7 @@ class LabelGPT(GPTModel):
 
     def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.real_vocab_size = real_vocab_size
+        self.real_vocab_size = self.softmax_size = real_vocab_size
         self.splits_sequence = self.config.sequence_parallel
         self.head_positions: Tensor | None = None
         """Of each row the one place whose logits are asked for, [b]; None for all."""
@@ -84,7 +84,7 @@ class LabelGPT(GPTModel):
         logprobs = vocab_parallel_logprobs(
             self._capped(logits).squeeze(1),
             flat_labels[rows],
-            self.real_vocab_size,
+            self.softmax_size,
             reuse_logits=True,
         )
         spread = logprobs.new_zeros(len(flat_labels)).index_put((rows,), logprobs)

@@ -48,6 +48,7 @@ class ModelSettings:
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_num_layers: int = 1
     seed: int = 1234
+    softmax_over_padding: bool = False
 
 
 def refuse_unsupported(arch: Architecture) -> None:

@@ -106,6 +106,7 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
             attention_dropout=config.model.attention_dropout,
             recompute=config.model.activations_checkpoint_granularity or "none",
             seed=config.model.seed,
+            softmax_over_padding=config.model.softmax_over_padding,
         ),
         lora=lora,
     )

@@ -70,7 +70,8 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
             global_batch_size=config.model.global_batch_size,
             seed=config.model.seed,
             shuffle=config.model.data.train_ds.shuffle,
-            lengths=train.lengths,
+            # A mean per micro-batch depends on which rows share one: then they stay in their order.
+            lengths=train.lengths if _averages_tokens(config) else None,
         )
     return Inputs(
         train, validation, test, sampler, _limits(config, sampler), _prompts(config, tokenizer)
@@ -106,7 +107,7 @@ def make_feeds(
             global_batch_size=config.model.global_batch_size,
             shuffle=False,
             drop_last=False,
-            lengths=rows.lengths,
+            lengths=rows.lengths if _averages_tokens(config) else None,
         )
         return Feed(rows, order, **share)
 
@@ -127,6 +128,10 @@ def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) ->
         f"{waste.packs_per_step:.1f} packs of at most {capacity:,} tokens; {waste.padding:.0%} padding "
         f"({waste.padding_without:.0%} without)"
     ]
+
+
+def _averages_tokens(config: RunConfig) -> bool:
+    return getattr(config.model.algorithm, "loss_average", "tokens") == "tokens"
 
 
 def _pack_capacity(config: RunConfig) -> int | None:

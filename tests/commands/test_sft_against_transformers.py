@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, get_linear_schedule_with_warmup
 
 from tests.commands import tiny
 
@@ -73,4 +73,36 @@ def test_losses_equal_a_plain_transformers_loop(data, tied, workshop, tmp_path) 
     )  # fmt: skip
     ours = [entry["loss"] for entry in tiny.read_metrics(run)]
     theirs = _plain_loop(source, tiny.rows(96, seed=1), chat=data == "chat")
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_trl_preset_trains_as_transformers_trainer_does(workshop, tmp_path) -> None:
+    """AdamW without decay and a linear schedule of transformers, which is what TRL's defaults are."""
+    run = tmp_path / "run"
+    tiny.ok(
+        "sft", "--ckpt", workshop / "hf", "--data", workshop / "train.jsonl", "-o", run, "--preset",
+        "trl", "--precision", "fp32", "--mbs", 4, "--lr", LR, "--max-steps", STEPS,
+    )  # fmt: skip
+    made, tokenizer = tiny.rows(96, seed=1), AutoTokenizer.from_pretrained(workshop / "hf")
+    model = LlamaForCausalLM.from_pretrained(workshop / "hf", dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
+    theirs = []
+    for step in range(STEPS):
+        rows = [_encode(tokenizer, row, chat=False) for row in made[step * 8 : step * 8 + 8]]
+        count = sum(len(answer) for _, answer in rows)
+        loss = torch.zeros(())
+        for prompt, answer in rows:
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(
+                logits, torch.tensor(answer), reduction="sum"
+            )
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        theirs.append((loss / count).item())
+    ours = [entry["loss"] for entry in tiny.read_metrics(run)]
     assert ours == pytest.approx(theirs, abs=1e-5)

@@ -4,6 +4,7 @@ from megatron.core.models.gpt import GPTModel
 from torch.testing import assert_close
 
 from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.forward import forward_logprobs
 from nemoalign.model.load import load_weights
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
@@ -55,3 +56,21 @@ def test_padding_rows_of_the_vocabulary_get_no_gradient(llama_pair):
     for weight in (ours.output_layer.weight, ours.embedding.word_embeddings.weight):
         assert weight.shape[0] == 640
         assert not weight.grad[tiny.VOCAB :].any()
+
+
+def test_nemos_softmax_counts_the_padding_columns():
+    model = tiny.llama()
+    arch, layout = tiny.architecture(model.config), ParallelLayout(1)
+    batch = tiny.batch()
+    with start(layout, seed=1):
+        (chunk,) = build_model(
+            arch, tiny.VOCAB, layout, precision="fp32",
+            settings=ModelSettings(softmax_over_padding=True),
+        )  # fmt: skip
+        load_weights([chunk], tiny.Store(tiny.weights(model, arch)), arch, layout, tiny.VOCAB)
+        ours = forward_logprobs(chunk, batch)
+    padding = arch.padded_vocab_size(tiny.VOCAB, 1) - tiny.VOCAB
+    assert padding > 0
+    # Rows of padding are zero, and so are their logits.
+    logits = torch.nn.functional.pad(model(batch.tokens).logits, (0, padding))
+    assert_close(ours, tiny.label_logprobs(logits, batch.labels), rtol=0, atol=5e-6)
