@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemoalign.config.architecture import Architecture
-from nemoalign.config.schema import RunConfig
+from nemoalign.config.schema import COSINE, RunConfig, Schedule
 from nemoalign.errors import ConfigError
 
 LEARNED = "learned_absolute"
@@ -49,6 +49,7 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
             f"{_from(sources, 'model.optim.sched.min_lr', 'model.optim.lr')}. "
             f"Use --min-lr {optim.lr / 10:g} or less, or leave it out."
         )
+    _check_schedule(optim.sched)
     if model.peft.peft_scheme == "none":
         for flag, key in (("--lora-alpha", "alpha"), ("--lora-targets", "target_modules")):
             if sources.get(f"model.peft.lora_tuning.{key}", "").startswith("flag"):
@@ -59,6 +60,21 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
             )
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield "--sequence-parallel has no effect with --tp 1."
+
+
+def _check_schedule(sched: Schedule) -> None:
+    for what in ("warmup", "constant"):
+        steps, ratio = getattr(sched, f"{what}_steps"), getattr(sched, f"{what}_ratio")
+        if steps and ratio is not None:
+            raise ConfigError(
+                f"model.optim.sched.{what}_steps is {steps} and {what}_ratio is {ratio:g}; they say the "
+                f"same thing. Leave one of them out."
+            )
+    if (sched.constant_steps or sched.constant_ratio) and sched.name != COSINE:
+        raise ConfigError(
+            f"model.optim.sched.constant_steps belongs to CosineAnnealing, and the schedule is "
+            f"{sched.name}. Leave it out, or use --schedule cosine."
+        )
 
 
 def check_length(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nemoalign.config.schema import NEMO_SCHEDULES
+
 Values = Mapping[str, Any]
 Rule = Callable[[Values], Any]
 
@@ -40,11 +42,15 @@ def _rules(algorithm: str) -> list[tuple[str, Rule, str]]:
     lora = "model.peft.lora_tuning."
     return [
         (LR, _lora_lr, f"{algorithm}'s, ten times for LoRA"),
-        ("model.optim.sched.min_lr", lambda v: _tidy(v[LR] / 10), "a tenth of the learning rate"),
+        ("model.optim.sched.min_lr", _min_lr, "a tenth of the learning rate; 0 as NeMo's"),
         (f"{lora}alpha", lambda v: float(v[f"{lora}adapter_dim"]), "the rank"),
         (ROW_LENGTH, lambda v: v[LENGTH], "--seq-len"),
         (f"{loop}save_interval", lambda v: v[f"{loop}val_check_interval"], "as --val-every"),
     ]
+
+
+def _min_lr(values: Values) -> float:
+    return 0.0 if values["model.optim.sched.name"] in NEMO_SCHEDULES else _tidy(values[LR] / 10)
 
 
 def _lora_lr(values: Values) -> float:

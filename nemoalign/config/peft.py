@@ -53,6 +53,19 @@ class LoraTuning(Section):
     column_init_method: Literal["xavier", "kaiming", "normal"] = setting(
         "xavier", "How the first factor starts."
     )
+    row_init_method: Literal["zero", "xavier", "kaiming", "normal"] = setting(
+        "zero", "How the second factor starts; unless it is zero, so does another model."
+    )
+    layer_selection: tuple[int, ...] | None = setting(
+        None, "Layers that get adapters, counted from 1.", at_least=1, shown="all"
+    )
+    variant: Literal["nemo"] = setting(
+        "nemo",
+        "One adapter a linear layer; NeMo's canonical ones are read and merged, not trained.",
+    )
+    weight_tying: bool = setting(
+        False, "Adapters shared by all layers are not offered.", choices={"false": False}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

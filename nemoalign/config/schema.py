@@ -15,6 +15,14 @@ from nemoalign.config.fields import AlgorithmSettings, Section, section, setting
 from nemoalign.config.peft import Peft
 from nemoalign.config.trainer import ExpManager, TrainerConfig
 
+COSINE = "CosineAnnealing"
+NEMO_SCHEDULES = (
+    "WarmupAnnealing",
+    "SquareRootAnnealing",
+    "InverseSquareRootAnnealing",
+    "PolynomialDecayAnnealing",
+)
+"""NeMo's other schedules: they end at 0 unless told otherwise."""
 DISTRIBUTED = ("distributed_fused_adam", "mcore_distributed_optim")
 
 
@@ -37,10 +45,11 @@ class Schedule(Section):
     """Learning rate over time."""
 
     name: str = setting(
-        "CosineAnnealing",
+        COSINE,
         "Shape of the learning rate after warm-up.",
         flag="--schedule",
-        choices={"cosine": "CosineAnnealing", "linear": "linear", "constant": "constant"},
+        choices={"cosine": COSINE, "linear": "linear", "constant": "constant"}
+        | {name: name for name in NEMO_SCHEDULES},
         panel="Optimizer",
     )
     warmup_steps: int | None = setting(
@@ -51,9 +60,16 @@ class Schedule(Section):
         shown="10, at most a tenth of the run",
         panel="Optimizer",
     )
-    constant_steps: int = setting(
-        0, "Steps at --min-lr at the end, as NeMo's schedule means it.", at_least=0
+    warmup_ratio: float | None = setting(
+        None, "The same as a share of the schedule.", at_least=0, below=1
     )
+    constant_steps: int = setting(
+        0, "Steps at --min-lr at the end, as NeMo's cosine means it.", at_least=0
+    )
+    constant_ratio: float | None = setting(
+        None, "The same as a share of the schedule.", at_least=0, below=1
+    )
+    power: float = setting(1.0, "Exponent of PolynomialDecayAnnealing.", above=0)
     min_lr: float = setting(
         1e-6,
         "Where the schedule ends.",

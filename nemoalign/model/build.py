@@ -58,6 +58,10 @@ def build_model(
     if backend.name == "cpu" and precision == "bf16" and lacks_bf16_products():
         multiply_bf16_in_fp32()
     config = transformer_config(arch, layout, backend, precision, settings)
+    if lora is not None:
+        lora.check_stages(layout, arch.num_layers)
+        # Else megatron-core's checkpoints stack the layers, and take none without an adapter.
+        config.hetereogenous_dist_checkpoint = lora.layer_selection is not None
     chunks: list[GPTModel] = []
     for vp_rank in _vp_ranks(layout):
         chunk = _build_chunk(arch, vocab_size, layout, config, vp_rank)

@@ -24,9 +24,11 @@ def add_adapters(model: GPTModel, lora: LoraSettings, *, seed: int) -> None:
     A starts from ``seed``, the layer and the target alone, so it is the same in every layout; B is 0.
     """
     model.requires_grad_(False)
-    targets = lora.targets()
+    targets, chosen = lora.targets(), lora.layers(model.config.num_layers)
     layers: Any = model.decoder.layers
     for layer in layers:
+        if layer.layer_number not in chosen:
+            continue
         for index, name in enumerate(LINEARS):
             if name not in targets:
                 continue

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 from nemoalign.config.peft import LORA_TARGETS, Peft
 from nemoalign.errors import ConfigError
+from nemoalign.parallel.layout import ParallelLayout
 
+SELECTION = "model.peft.lora_tuning.layer_selection"
 InitMethod = Literal["xavier", "kaiming", "normal", "zero"]
 
 
@@ -44,6 +47,7 @@ class LoraSettings:
     target_modules: tuple[str, ...] = ("attention_qkv",)
     column_init_method: InitMethod = "xavier"
     row_init_method: InitMethod = "zero"
+    layer_selection: tuple[int, ...] | None = None
 
     @property
     def scale(self) -> float:
@@ -66,6 +70,36 @@ class LoraSettings:
         wanted = {name for word in self.target_modules for name in _GROUPS.get(word, (word,))}
         return tuple(name for name in LINEARS if name in wanted)
 
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return the layers that get adapters, counted from 1.
+
+        Raises:
+            ConfigError: for a layer that the model does not have.
+        """
+        if self.layer_selection is None:
+            return tuple(range(1, num_layers + 1))
+        chosen = tuple(sorted(set(self.layer_selection)))
+        if not chosen or chosen[-1] > num_layers or chosen[0] < 1:
+            raise ConfigError(
+                f"{SELECTION} is {list(self.layer_selection)}; this model has layers 1 to {num_layers}."
+            )
+        return chosen
+
+    def check_stages(self, layout: ParallelLayout, num_layers: int) -> None:
+        """Refuse a selection that leaves a pipeline stage nothing to train.
+
+        Raises:
+            ConfigError: naming the layers of that stage.
+        """
+        chosen = self.layers(num_layers)
+        for stage, chunk in itertools.product(range(layout.pp), range(layout.vp or 1)):
+            held = layout.layers_of(stage, num_layers, chunk)
+            if not any(layer - 1 in held for layer in chosen):
+                raise ConfigError(
+                    f"{SELECTION} is {list(chosen)}, which leaves no adapter on the pipeline stage of "
+                    f"layers {held.start + 1} to {held.stop}. Use --pp 1, or select one of them."
+                )
+
 
 def lora_settings(peft: Peft) -> LoraSettings | None:
     """Return the adapters that a run's ``model.peft`` asks for, or None when it trains weights."""
@@ -79,4 +113,6 @@ def lora_settings(peft: Peft) -> LoraSettings | None:
         dropout_position=tuning.dropout_position,
         target_modules=tuning.target_modules,
         column_init_method=tuning.column_init_method,
+        row_init_method=tuning.row_init_method,
+        layer_selection=tuning.layer_selection,
     )

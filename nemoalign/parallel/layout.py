@@ -152,10 +152,14 @@ class ParallelLayout:
                 "together with --sequence-parallel; add it."
             )
         if self.ep > 1:
-            experts = arch.num_moe_experts or "no"
+            instead = ""
+            if arch.has_experts:
+                instead = (
+                    "; --tp with --sequence-parallel and --pp spread the experts over ranks too"
+                )
             raise ConfigError(
-                f"--ep {self.ep}: expert parallelism is not offered, and this checkpoint has {experts} "
-                "experts; use --ep 1."
+                f"--ep {self.ep}: training over expert-parallel ranks is not offered, and this checkpoint "
+                f"has {arch.num_moe_experts or 'no'} experts. Use --ep 1{instead}."
             )
 
 

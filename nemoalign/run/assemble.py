@@ -113,7 +113,9 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
     weights = made.source.weights
     if config.model.peft.restore_from_path is not None:
         assert lora is not None, "check_rules refuses --adapter without --lora"
-        weights = with_adapters(weights, config.model.peft.restore_from_path, lora)
+        weights = with_adapters(
+            weights, config.model.peft.restore_from_path, lora, made.arch.num_layers
+        )
     load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
     return chunks
 

@@ -70,7 +70,8 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     inputs = read_inputs(config, tokenizer)
     for line in inputs.findings.lines() + packing_report(inputs, config, layout):
         reporter.say(line)
-    for problem in inputs.findings.problems():
+    strange = inputs.limits.schedule.problem() if inputs.limits.max_steps else None
+    for problem in inputs.findings.problems() + ([strange] if strange else []):
         reporter.warn(problem)
     if inputs.train is not None:
         for title, segments in preview(inputs.train, tokenizer, config.model.data.preview):

@@ -21,7 +21,7 @@ from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.prefetch import PrefetchingFeed
-from nemoalign.train.schedule import LoopSettings, Schedule, default_warmup
+from nemoalign.train.schedule import LoopSettings, resolved
 
 if TYPE_CHECKING:
     from nemoalign.config.schema import RunConfig
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from nemoalign.parallel.layout import ParallelLayout
 
 _JUDGED_ROWS = 4096
-SCHEDULES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "constant"}
 
 
 @dataclass(frozen=True)
@@ -190,19 +189,10 @@ def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:
         val_every=loop.val_check_interval.steps(per_epoch),
         save_every=loop.save_interval.steps(per_epoch),
         max_seconds=config.trainer.max_time.seconds if config.trainer.max_time else None,
-        schedule=_schedule(config, max_steps),
+        schedule=resolved(config.model.optim, max_steps),
         max_skipped=loop.max_skipped_steps,
         patience=config.exp_manager.early_stopping.patience,
         min_delta=config.exp_manager.early_stopping.min_delta,
         monitor=config.exp_manager.checkpoint_callback_params.monitor,
         mode=config.exp_manager.checkpoint_callback_params.mode,
-    )
-
-
-def _schedule(config: RunConfig, max_steps: int) -> Schedule:
-    optim, sched = config.model.optim, config.model.optim.sched
-    length = sched.max_steps or max_steps
-    warmup = default_warmup(length) if sched.warmup_steps is None else sched.warmup_steps
-    return Schedule(
-        SCHEDULES[sched.name], optim.lr, sched.min_lr, warmup, sched.constant_steps, length
     )

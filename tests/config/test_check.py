@@ -84,3 +84,17 @@ def test_sequence_parallel_alone_is_said_to_do_nothing(tmp_path):
     assert alone.warnings == ["--sequence-parallel has no effect with --tp 1."]
     flags = {"model.sequence_parallel": True, "model.tensor_model_parallel_size": "2"}
     assert merge(tmp_path, flags=flags).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("sched", "says"),
+    [
+        ({"warmup_steps": "5", "warmup_ratio": "0.1"}, "warmup_steps is 5 and warmup_ratio is 0.1"),
+        ({"constant_steps": "5", "name": "linear"}, "belongs to CosineAnnealing"),
+        ({"name": "NoamAnnealing"}, "must be one of cosine, linear, constant, WarmupAnnealing"),
+    ],
+)
+def test_schedules_that_contradict_themselves_or_are_not_offered(tmp_path, sched, says):
+    sets = [f"model.optim.sched.{name}={value}" for name, value in sched.items()]
+    with pytest.raises(ConfigError, match=says):
+        merge(tmp_path, sets=sets)

@@ -40,3 +40,12 @@ def test_rows_are_never_longer_than_the_sequence(tmp_path):
     shorter = merge(tmp_path, [file], flags={"model.encoder_seq_length": "300"})
     assert shorter.config.model.data.train_ds.max_seq_length == 300
     assert shorter.sources["model.data.train_ds.max_seq_length"] == "default (--seq-len is shorter)"
+
+
+def test_nemos_other_schedules_end_at_nothing(tmp_path):
+    def lowest(name):
+        flags = {"model.optim.sched.name": name}
+        return merge(tmp_path, flags=flags).config.model.optim.sched.min_lr
+
+    assert lowest("WarmupAnnealing") == 0.0
+    assert lowest("linear") > 0

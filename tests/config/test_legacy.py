@@ -136,7 +136,7 @@ def test_the_original_file_with_its_usual_overrides_is_taken_whole(tmp_path):
         ("model.data.validation_ds.add_eos=True", False),
         ("model.fp8=True", True),
         ("model.fp8_margin=3", False),
-        ("model.peft.lora_tuning.layer_selection=[1,2]", True),
+        ("model.fsdp=True", True),
         ("model.mcore_gpt=True", False),
         ("model.ub_tp_comm_overlap=True", False),
     ],

@@ -135,3 +135,12 @@ def test_targets_are_nemos_words(words, adapters):
     arch, arrays = tiny_arrays()
     fresh = fresh_adapters(ONE, replace(ALL, target_modules=words), arch, arrays)
     assert {name.split("adapter_layer.")[1].split(".")[0] for name in fresh} == set(adapters)
+
+
+def test_only_the_selected_layers_get_adapters():
+    arch, arrays = tiny_arrays()
+    lora = replace(ALL, layer_selection=(2,))
+    whole, chosen = (fresh_adapters(ONE, one, arch, arrays) for one in (ALL, lora))
+    assert set(chosen) == {name for name in whole if name.startswith("decoder.layers.1.")}
+    for name, (_, array) in chosen.items():
+        assert np.array_equal(array, whole[name][1])

@@ -85,7 +85,7 @@ def test_an_mlp_that_does_not_divide_names_the_sizes_that_work():
         (ParallelLayout(4, pp=4), "30 layers cannot be split over --pp 4; use --pp 1, 2, 3, 5"),
         (ParallelLayout(2, pp=2, vp=4), "--pp 2 x --vp 4; their product must be 1, 2, 3"),
         (ParallelLayout(2, cp=2), "--cp 2: context parallelism is not offered; use --cp 1"),
-        (ParallelLayout(2, ep=2), "--ep 2: expert parallelism is not offered"),
+        (ParallelLayout(2, ep=2), "--ep 2: training over expert-parallel ranks is not offered"),
     ],
 )
 def test_what_cannot_be_held_is_refused_with_what_to_type(layout, words):

@@ -41,9 +41,16 @@ def test_restored_training_goes_on_bit_for_bit(tmp_path, lora) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", [ParallelLayout(2, tp=2), ParallelLayout(2, pp=2)])
-def test_a_checkpoint_goes_on_in_another_layout(two_ranks, tmp_path, layout) -> None:
-    lora = LoraSettings(adapter_dim=4, target_modules=("all",))
+@pytest.mark.parametrize(
+    ("layout", "layers"),
+    [
+        (ParallelLayout(2, tp=2), None),
+        (ParallelLayout(2, pp=2), None),
+        (ParallelLayout(2, tp=2), (2,)),
+    ],
+)
+def test_a_checkpoint_goes_on_in_another_layout(two_ranks, tmp_path, layout, layers) -> None:
+    lora = LoraSettings(adapter_dim=4, target_modules=("all",), layer_selection=layers)
     expected = _train_then_save(ONE, lora, tmp_path)
     for step, losses in two_ranks.run(_restore_then_train, layout, lora, tmp_path):
         assert step == 2
