@@ -17,11 +17,12 @@ select_backend()
 from nemoalign.errors import ConflictError, DivergedError, Interrupted, ResourceError, Stopped
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.parallel.state import start
+from nemoalign.run.about import about
 from nemoalign.run.assemble import assemble, run_directory
 from nemoalign.run.finish import finish
 from nemoalign.run.prepare import prepare
 from nemoalign.train.continuing import check_continues, has_other_length
-from nemoalign.train.records import FINISHED, RunDirectory, finished_summary
+from nemoalign.train.records import ABOUT, FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
 from nemoalign.train.same_rows import check_same_rows, note_rows
 
@@ -59,6 +60,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         if records is not None:
             _open_records(records, merged)
             records.write("data_report.json", made.inputs.findings.document())
+            records.write(ABOUT, about(merged, made))
         torch.distributed.barrier()
         trainer = None
         try:

@@ -7,18 +7,17 @@ step, one line in ``metrics.jsonl``; then, when due, validation and a checkpoint
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.errors import DivergedError
 from nemoalign.parallel.measure import GIB, peak_memory
-from nemoalign.train.agreement import Attempt, gathered
+from nemoalign.train.agreement import gathered
 from nemoalign.train.answers import FixedPrompts, shown
+from nemoalign.train.books import Books
 from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import reduce_sums
-from nemoalign.train.pace import open_pace
 from nemoalign.train.progress import Progress
 from nemoalign.train.saving import Saving
 from nemoalign.train.stopping import Asked, Requests
@@ -56,20 +55,14 @@ class Trainer:
         self.reporter = reporter
         self.progress = Progress()
         self.health = Health(settings.max_skipped)
-        self.pace = open_pace()
-        self.warnings: list[str] = []
-        self.started = time.perf_counter()
-        self.first = (0, 0.0)
-        """Steps and tokens that were trained before this process began."""
-        self.step_seconds = 0.0
+        self.books = Books(records, reporter)
         self.test_metrics: dict[str, float] = {}
-        self.saving = Saving(checkpointer, self._warn)
-        self.books = Attempt()
+        self.saving = Saving(checkpointer, lambda text: self.books.warn(self.progress.step, text))
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``: weights, optimizer and position. Collective."""
         self.progress = Progress(**self.checkpointer.restore(checkpoint))
-        self.first = self.progress.step, self.progress.tokens
+        self.books.go_on_from(self.progress)
 
     def fit(self, requests: Requests | None = None) -> dict[str, Any]:
         """Train to ``max_steps`` and return the summary; equal on every rank.
@@ -96,35 +89,12 @@ class Trainer:
                     raise
             self.saving.settle()
             self.test_metrics = self._test()
-            self.books.agree()
+            self.books.attempt.agree()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
         """Return where the run stands and what it took; equal on every rank, but for its times."""
-        progress, (first_step, first_tokens) = self.progress, self.first
-        monitor = self.settings.monitor
-        best: dict[str, Any] = {}
-        if progress.best_step is not None:
-            best = {
-                "best": {monitor: progress.best(self.settings.mode), "step": progress.best_step}
-            }
-        tokens = progress.tokens - first_tokens
-        return {
-            "steps": progress.step,
-            "resumed_at": first_step,
-            "epochs": round(progress.step / self.settings.steps_per_epoch, 4),
-            "consumed_samples": progress.consumed_samples,
-            "tokens": int(progress.tokens),
-            "tokens_per_second": round(tokens / max(self.step_seconds, 1e-9), 1),
-            "skipped_steps": progress.skipped,
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "peak_memory_gib": round(max(self.pace.memory), 3),
-            **(progress.val_metrics or {}),
-            **best,
-            **self.test_metrics,
-            "warnings": self.warnings,
-            "ranks": self.pace.table(),
-        }
+        return {**self.books.summary(self.progress, self.settings), **self.test_metrics}
 
     def _begin(self) -> None:
         """Validate before step 1, or what a stop kept the last start from validating."""
@@ -166,16 +136,18 @@ class Trainer:
         progress.consumed_samples += self.settings.global_batch_size
         progress.epoch = (progress.step - 1) // self.settings.steps_per_epoch
         progress.tokens += tokens
-        seconds = time.perf_counter() - started
-        self.step_seconds += seconds
-        self._log_step(result, lr, tokens / seconds)
+        line = {
+            "split": "train",
+            "step": progress.step,
+            **result.metrics,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "consumed_samples": progress.consumed_samples,
+            "epoch": progress.epoch,
+        }
+        shown = self.books.log_step(line, tokens, time.perf_counter() - started)
         self._watch(result, lr, rows)
-        bar.advance(
-            1,
-            loss=result.metrics["loss"],
-            lr=lr,
-            **{"tokens/s": round(tokens / seconds), "GiB": f"{max(self.pace.memory):.3g}"},
-        )
+        bar.advance(1, loss=result.metrics["loss"], lr=lr, **shown)
         self._validate_and_save_when_due(asked)
 
     def _agree(self, local_tokens: int = 0, seconds: float | None = None) -> tuple[float, Asked]:
@@ -185,15 +157,15 @@ class Trainer:
         busy, whether metrics could be written, and when all have written their part of a save.
         """
         device = self.learner.backend.device
-        states = (self.books.has_failed, self.checkpointer.is_writing())
+        states = (self.books.attempt.has_failed, self.checkpointer.is_writing())
         asked = self.requests.pending()
-        pace = self.pace.told(seconds or 0.0, peak_memory(device) / GIB)
+        pace = self.books.pace.told(seconds or 0.0, peak_memory(device) / GIB)
         tokens, failed, writing, *rest = reduce_sums(
             [local_tokens], [*states, *asked, *pace], device
         )
-        self.pace.take(rest[len(asked) :], is_step=seconds is not None)
+        self.books.pace.take(rest[len(asked) :], is_step=seconds is not None)
         if failed:
-            self.books.agree()
+            self.books.attempt.agree()
         if not writing:
             self.saving.finish()
         return tokens, Asked.of(rest[: len(asked)])
@@ -207,29 +179,8 @@ class Trainer:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
             warning = self.health.skipped(progress.step, loss, lr, rows, progress.skipped_in_a_row)
-        for text in (warning, *self.pace.warnings()):
-            if text:
-                self._warn(text)
-
-    def _warn(self, text: str) -> None:
-        """Say a warning now, and keep it for the summary."""
-        self.reporter.warn(text)
-        self.warnings.append(f"step {self.progress.step}: {text}")
-
-    def _log_step(self, result: StepResult, lr: float, tokens_per_second: float) -> None:
-        self._log(
-            {
-                "split": "train",
-                "step": self.progress.step,
-                **result.metrics,
-                "lr": lr,
-                "grad_norm": result.grad_norm,
-                "consumed_samples": self.progress.consumed_samples,
-                "epoch": self.progress.epoch,
-                "tokens_per_second": round(tokens_per_second, 1),
-                "memory_gib": round(max(self.pace.memory), 3),
-            }
-        )
+        if warning:
+            self.books.warn(progress.step, warning)
 
     def _validate_and_save_when_due(self, asked: Asked) -> None:
         step, last = self.progress.step, self.settings.max_steps
@@ -241,6 +192,7 @@ class Trainer:
         due = self.settings.save_every and step % self.settings.save_every == 0
         if is_last or due or asked.stop or asked.save:
             self.saving.save(self.progress, must=is_last or asked.stop, archive=asked.save)
+            self.books.note_saved(step)
         if not is_last or self.progress.owes_validation:
             self._stop_if(asked, f"after step {step} of {last}")
 
@@ -264,8 +216,7 @@ class Trainer:
     def _answer(self, prompts: FixedPrompts) -> Asked:
         """Let the model answer fixed prompts; keep all of it and show the first."""
         answers, asked = prompts.answer(self.learner, lambda busy: self._agree(int(busy)))
-        if self.records is not None:
-            self.books.run(partial(self.records.keep_answers, self.progress.step, answers))
+        self.books.keep_answers(self.progress.step, answers)
         for line in shown(answers):
             self.reporter.say(line)
         return asked
@@ -284,10 +235,5 @@ class Trainer:
         if measured.means is None:
             return {}, measured.asked
         metrics = {f"{split}_{name}": value for name, value in measured.means.items()}
-        self._log({"split": split, "step": self.progress.step, **metrics})
+        self.books.log({"split": split, "step": self.progress.step, **metrics})
         return metrics, measured.asked
-
-    def _log(self, values: Mapping[str, Any]) -> None:
-        if self.records is not None:
-            self.books.run(partial(self.records.log, values))
-        self.reporter.metrics(values)

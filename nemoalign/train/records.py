@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from nemoalign.errors import ConflictError, ResourceError
+from nemoalign.log import PlainReporter
+from nemoalign.train.report.page import write_report
 
 SUMMARY = "summary.json"
 GENERATIONS = "generations.jsonl"
 METRICS = "metrics.jsonl"
+WARNINGS = "warnings.jsonl"
 FINISHED = "finished"
+ABOUT = "run.json"
+"""What the run was asked to do, with what; the report shows it."""
+
+DRAWING_SHARE = 0.02
+"""The report of a long run takes at most this share of its time."""
 
 
 def finished_summary(directory: Path) -> dict[str, Any] | None:
@@ -36,6 +46,8 @@ class RunDirectory:
         self.path = path
         self._metrics: IO[str] | None = None
         self._lock: int | None = None
+        self._troubles: list[str] = []
+        self._next_drawing = 0.0
 
     def open(self) -> None:
         """Create the directory, take its lock and open ``metrics.jsonl`` for appending.
@@ -90,10 +102,40 @@ class RunDirectory:
         with _writing(self.path / METRICS):
             self._metrics.write(json.dumps(values) + "\n")
             self._metrics.flush()
+        if values.get("split") != "train":
+            self.draw()
+
+    def warn(self, step: int, warning: str) -> None:
+        """Append one warning to ``warnings.jsonl``."""
+        path = self.path / WARNINGS
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "warning": warning}) + "\n")
+
+    def draw(self, *, at_once: bool = False) -> None:
+        """Write ``report.html`` anew, unless the last time took too long to do it again so soon."""
+        started = time.monotonic()
+        if started < self._next_drawing and not at_once:
+            return
+        try:
+            write_report(self.path)
+        except Exception as error:  # noqa: BLE001 - a picture must never end a run
+            self._troubles.append(f"report.html could not be written: {error}")
+            self._next_drawing = math.inf
+            return
+        ended = time.monotonic()
+        self._next_drawing = ended + (ended - started) / DRAWING_SHARE
+
+    def troubles(self) -> list[str]:
+        """Return what went wrong here without ending the run, once."""
+        found, self._troubles = self._troubles, []
+        return found
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``; only its state ``finished`` says that the run is complete."""
         self.write(SUMMARY, summary)
+        self.draw(at_once=True)
+        for text in self.troubles():
+            PlainReporter().warn(text)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
     assert names == {
         "checkpoints", "command.sh", "config.yaml", "data_files.json", "data_report.json",
         "metrics.jsonl", "summary.json",
+        "report.html", "run.json",
         "megatron_gpt_sft.nemo", "megatron_gpt_sft.nemo.conversion.json",
     }  # fmt: skip
     summary = json.loads((made / "full/summary.json").read_text())
@@ -24,6 +25,9 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
     assert summary["best"] == {"val_loss": val[-1]["val_loss"], "step": 2}
     assert (summary["state"], summary["algorithm"]) == ("finished", "sft")
     assert summary["epochs"] == 0.5
+    page = (made / "full/report.html").read_text()
+    shown = ("Q: What does the", "flag --lr", "train.jsonl: 32 rows", '"val":[[0,', "finished")
+    assert [words for words in shown if words not in page] == []
     peaks = [entry["memory_gib"] for entry in tiny.read_metrics(made / "full")]
     assert 0.1 < peaks[0] <= peaks[-1] <= summary["peak_memory_gib"] < 8
 

@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import time
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_summary_says_that_the_run_is_finished(tmp_path) -> None:
     summary = {"state": "finished", "steps": 3}
     RunDirectory(tmp_path).finish(summary)
     assert finished_summary(tmp_path) == summary
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.json", "report.html"}
 
 
 @pytest.mark.parametrize("state", ["stopped", "interrupted", "diverged", "failed"])
@@ -73,3 +74,44 @@ def test_half_a_line_that_a_full_disk_left_does_not_spoil_the_next(tmp_path) -> 
     records.log({"step": 2})
     records.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_the_report_is_drawn_at_validation_but_never_takes_much_of_the_time(
+    tmp_path, monkeypatch
+) -> None:
+    records = RunDirectory(tmp_path)
+    records.open()
+    report = tmp_path / "report.html"
+    records.log({"split": "train", "step": 1, "loss": 3.0})
+    assert not report.exists()
+    records.log({"split": "val", "step": 1, "val_loss": 2.5})
+    assert "2.5" in report.read_text()
+    report.unlink()
+    records.draw()
+    assert not report.exists()
+    real = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: real + 3600)
+    records.draw()
+    assert report.exists()
+    records.close()
+
+
+def test_a_report_that_cannot_be_written_is_a_trouble_said_once_and_ends_nothing(tmp_path) -> None:
+    records = RunDirectory(tmp_path)
+    records.open()
+    (tmp_path / "report.html").mkdir()
+    for step in (1, 2):
+        records.log({"split": "val", "step": step, "val_loss": 2.5})
+    (trouble,) = records.troubles()
+    assert trouble.startswith("report.html could not be written: ")
+    assert records.troubles() == []
+    records.close()
+
+
+def test_warnings_are_kept_for_the_report(tmp_path) -> None:
+    records = RunDirectory(tmp_path)
+    records.warn(3, "the loss jumped")
+    records.finish({"state": "stopped", "reason": "as asked"})
+    page = (tmp_path / "report.html").read_text()
+    assert "step 3: the loss jumped" in page
+    assert "as asked" in page
