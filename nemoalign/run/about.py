@@ -35,7 +35,7 @@ def about(merged: Merged, made: Prepared) -> dict[str, Any]:
         "config": flattened(merged.tree),
         "sources": merged.sources,
         "warnings": merged.warnings,
-        "data": made.inputs.report(),
+        "data": made.inputs.findings.lines(),
         "samples": _samples(made.inputs, made.tokenizer),
     }
 
