@@ -1,6 +1,7 @@
 # Every target takes VENV=dir (default .venv) and PYTHON=python3 (the interpreter the venv is made from).
 VENV ?= .venv
 PYTHON ?= python3
+SEED ?= 1
 
 BIN := $(abspath $(VENV))/bin
 # GOMP_SPINCOUNT: threads that soon sleep when they wait are as fast on idle cores, and ten times faster on busy ones.
@@ -12,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test quickstart completions flags format lint types layers bench clean
+.PHONY: help setup check test soak quickstart completions flags format lint types layers bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -32,6 +33,9 @@ check: lint types layers  ## ruff, pyright, import-linter, the rules of the hous
 
 test: setup  ## every test, in one go
 	$(RUN) $(ONE_THREAD) python -m pytest $(AT_ONCE)
+
+soak: setup  ## the crash matrix: real runs killed, stopped, damaged, without room; SEED=n chooses the moments
+	$(RUN) $(ONE_THREAD) python -m tests.soak.matrix --seed $(SEED)
 
 quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (downloads 98 MB once)
 	@$(RUN) bash examples/quickstart/quickstart.sh
