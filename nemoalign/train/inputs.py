@@ -119,8 +119,9 @@ def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) ->
     if capacity is None or sampler is None or train is None:
         return []
     size, steps = sampler.global_batch_size, sampler.steps_per_epoch
-    judged = range(0, min(steps, -(-_JUDGED_ROWS // size)) * size, size)
-    lengths = ([train.length(int(row)) for row in sampler.batch(start)] for start in judged)
+    judged = min(steps, inputs.limits.max_steps, -(-_JUDGED_ROWS // size))
+    batches = (sampler.batch(step * size) for step in range(judged))
+    lengths = ([train.length(int(row)) for row in batch] for batch in batches)
     waste = measure_waste(lengths, capacity, layout.dp, config.model.micro_batch_size)
     return [
         f"packing: {sampler.samples_per_epoch:,} rows an epoch in {steps:,} steps of about "
