@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -64,6 +64,26 @@ def render_row(row: ChatRow, tokenizer: Tokenizer, mask: Mask) -> Rendered:
     if mask == "none":
         spans = [(0, len(text))]
     return Rendered(text, spans, row.messages[-1]["role"] == "assistant")
+
+
+def unwritten(row: ChatRow, tokenizer: Tokenizer) -> str | None:
+    """Return what a conversation has and the chat template does not write, if anything."""
+    calls = [message for message in row.messages if message.get("tool_calls")]
+    if calls:
+        silent = [{**message, "tool_calls": None} for message in row.messages]
+        if not _differ(row, replace(row, messages=silent), tokenizer):
+            return "tool_calls"
+    if row.tools and not _differ(row, replace(row, tools=None), tokenizer):
+        return "tools"
+    return None
+
+
+def _differ(one: ChatRow, other: ChatRow, tokenizer: Tokenizer) -> bool:
+    first, second = (
+        tokenizer.render_chat(row.messages, add_generation_prompt=False, tools=row.tools)
+        for row in (one, other)
+    )
+    return first != second
 
 
 def encode_chats(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nemoalign.data.encoder import Encoder
     from nemoalign.data.index import IndexDirectory
     from nemoalign.data.lines import Piece
+
+Look = Callable[[RowFile, Schema, Sequence[int]], Sequence[str | None]]
 
 SAMPLED_ROWS = 1000
 """Rows of a large file that are read ahead: the first tenth of them its first ones, the others spread."""
@@ -86,9 +88,20 @@ class EncodedFile:
         """Return one row with what was cut away from it."""
         return self._encode(row)
 
-    def mark(self, row: int) -> str | None:
-        """Return what a template writes and the text of a row holds already."""
-        return self._encoder.marks(self.file, self.schema, [row])[0]
+    def first_mark(self) -> str | None:
+        """Return the first text that a template writes and a row holds already, and where."""
+        return self._first("marked", self._encoder.marks)
+
+    def first_unwritten(self) -> str | None:
+        """Return the first field of a row that no template writes, and where."""
+        return self._first("unwritten", self._encoder.unwritten)
+
+    def _first(self, name: str, look: Look) -> str | None:
+        found = np.flatnonzero(self.found[name])
+        if not len(found):
+            return None
+        row = int(self.ahead[found[0]])
+        return f'"{look(self.file, self.schema, [row])[0]}" in {self.file.where(row)}'
 
     def length(self, row: int) -> int:
         """Return the number of tokens a row feeds to the model."""
@@ -159,7 +172,8 @@ def _scanned(
         yield "ends", ends
         yield "trained", np.array([row.loss_mask[1:].sum() for row in batch], np.int32)
         yield "truncated", np.array([row.truncated for row in batch], bool)
-        yield "marked", np.array([bool(one) for one in encoder.marks(file, schema, numbers)], bool)
+        for name, look in (("marked", encoder.marks), ("unwritten", encoder.unwritten)):
+            yield name, np.array([one is not None for one in look(file, schema, numbers)], bool)
         yield "digests", np.array([_digest(row.ids) for row in batch], np.uint64)
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nemoalign.data.chat import ChatRules, Mask, Rendered, encode_chats, render_row
+from nemoalign.data.chat import ChatRules, Mask, Rendered, encode_chats, render_row, unwritten
 from nemoalign.data.formats import RowFile, Schema, read_rows
 from nemoalign.data.markers import Markers
 from nemoalign.data.nemo_chat import TurnTokens, render_nemo_chat
-from nemoalign.data.rows import ChatRow, NemoChatRow, PromptRow, TokenRow
+from nemoalign.data.rows import ChatRow, NemoChatRow, PromptRow, Row, TokenRow
 from nemoalign.data.templates import (
     DEFAULT_TEMPLATE,
     Encoded,
@@ -76,6 +76,16 @@ class Encoder:
     def marks(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[str | None]:
         """Return of some rows what a template writes and their text holds already."""
         return [self._markers.find(row) for row in read_rows(file, schema, rows)]
+
+    def unwritten(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[str | None]:
+        """Return of some rows which of their fields the chat template does not write."""
+        return [self._unwritten(row) for row in read_rows(file, schema, rows)]
+
+    def _unwritten(self, row: Row) -> str | None:
+        try:
+            return unwritten(row, self.tokenizer) if isinstance(row, ChatRow) else None
+        except DataError:  # it insists on something, so it writes it; the row itself was rendered
+            return None
 
     def encode(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Encoded]:
         """Return the ids of some rows of a file; raises DataError that names the first bad one."""

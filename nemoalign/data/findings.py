@@ -4,7 +4,7 @@ The document has ``splits``, one for train, validation and test: ``split``, ``ma
 each with the fields of ``FileReport`` (``path``, ``schema``, ``rows``, ``blank_lines``, ``weight``,
 ``dropped``, ``truncated``, ``duplicates``, ``longest``, ``median``, ``tokens``, ``trained_tokens``,
 ``lengths`` as pairs of a length and the rows up to it and above the one before, ``marked`` with
-``marked_first``, ``sampled`` or null) and ``repeated``, rows of a file that an earlier file of the split has
+``marked_first``, ``unwritten`` with ``unwritten_first``, ``sampled`` or null) and ``repeated``, rows of a file that an earlier file of the split has
 too; ``overlaps``, each with ``split``, ``rows``, ``of`` and ``first``, a pair of places; and ``problems``.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ class FileReport:
     marked: int = 0
     """Rows whose text holds what its template writes."""
     marked_first: str | None = None
+    unwritten: int = 0
+    """Rows with tools or calls of them that the chat template never writes."""
+    unwritten_first: str | None = None
     sampled: int | None = None
 
     @classmethod
@@ -61,7 +65,9 @@ class FileReport:
             median=int(np.median(length[usable])) if usable.any() else 0,
             lengths=tuple((upto, round(n * share)) for upto, n in _histogram(length[usable])),
             marked=total(found["marked"]),
-            marked_first=_first_mark(file),
+            marked_first=file.first_mark(),
+            unwritten=total(found["unwritten"]),
+            unwritten_first=file.first_unwritten(),
             tokens=total(length[usable]),
             trained_tokens=total(found["trained"]),
             sampled=len(usable) if file.is_large else None,
@@ -88,14 +94,20 @@ class FileReport:
             parts.append(f"estimated from {self.sampled:,} rows")
         return ", ".join(parts)
 
-    def mark(self) -> str | None:
-        """Return what to know of text that was written by a template already."""
-        if not self.marked:
-            return None
-        return (
-            f"{self.path} has {self.marked:,} rows whose text holds what its template writes, such as "
-            f"{self.marked_first}; the model would see it twice. Give rows without a template's marks."
-        )
+    def problems(self) -> Iterator[str]:
+        """Yield what is odd about the rows, a sentence each."""
+        if self.marked:
+            yield (
+                f"{self.path} has {self.marked:,} rows whose text holds what its template writes, such "
+                f"as {self.marked_first}; the model would see it twice. Give rows without a template's "
+                "marks."
+            )
+        if self.unwritten:
+            yield (
+                f"{self.path} has {self.unwritten:,} rows with fields (the first is {self.unwritten_first}) that the "
+                "chat template does not write, so the model would not see them. Embed a tokenizer whose "
+                "template does: nemoalign convert MODEL -o NEW.nemo --tokenizer HF_DIR"
+            )
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -103,14 +115,6 @@ def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
         return []
     steps = np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int), 4)
     return [(2**step, int((steps == step).sum())) for step in range(steps.min(), steps.max() + 1)]
-
-
-def _first_mark(file: EncodedFile) -> str | None:
-    marked = np.flatnonzero(file.found["marked"])
-    if not len(marked):
-        return None
-    row = int(file.ahead[marked[0]])
-    return f'"{file.mark(row)}" in {file.file.where(row)}'
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class DataReport:
 
     def problems(self) -> list[str]:
         """Return what is odd, a sentence each."""
-        found = [mark for file in self.files if (mark := file.mark()) is not None]
+        found = [problem for file in self.files for problem in file.problems()]
         if self.repeated:
             found.append(
                 f"{self.repeated:,} rows of the {self.split} data are in more than one of its files."

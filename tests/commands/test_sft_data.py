@@ -100,6 +100,7 @@ def test_files_of_every_kind_train_together_and_are_shown(llama, tmp_path) -> No
     )
     assert f"{asked}⟦ {answer}<|im_end|>⟧" in shown
     assert "of the validation data are training rows too" in shown
+    assert 'has 8 rows with fields (the first is "tools" in tools.jsonl line 1)' in shown
 
 
 def _train(llama: Path, data: Path, run: Path, *more: object) -> tuple[int, str, int]:

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from nemoalign.data.chat import ChatRules, encode_chats, render_row
+from nemoalign.data.chat import ChatRules, encode_chats, render_row, unwritten
 from nemoalign.data.rows import ChatRow
 from nemoalign.data.tokenizer import build_tokenizer
 from nemoalign.errors import DataError
@@ -17,7 +17,25 @@ from tests.data.tiny import (
     save_hf_tokenizer,
 )
 
-FOLDERS = {"plain": CHATML, "marked": CHATML_MARKED, "forgetful": FORGETFUL}
+TOOLS_MARKED = (
+    "{% if tools %}{{ '<|im_start|>system\nTools:' }}{% for tool in tools %}{{ tool | tojson }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TOOLS = TOOLS_MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+FOLDERS = {
+    "plain": CHATML,
+    "marked": CHATML_MARKED,
+    "forgetful": FORGETFUL,
+    "tools": TOOLS,
+    "tools marked": TOOLS_MARKED,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +53,8 @@ def transformers_tokenizer(folders):
     return AutoTokenizer.from_pretrained(folders["marked"])
 
 
-def encode(messages, tokenizer, limit=512, **rules):
-    chat = render_row(ChatRow(messages, None), tokenizer, rules.get("mask", "assistant"))
+def encode(messages, tokenizer, limit=512, *, tools=None, **rules):
+    chat = render_row(ChatRow(messages, tools), tokenizer, rules.get("mask", "assistant"))
     return encode_chats([chat], tokenizer, ChatRules(limit, **rules))[0]
 
 
@@ -44,9 +62,9 @@ def trained_text(encoded, tokenizer):
     return tokenizer.decode(encoded.ids[encoded.loss_mask])
 
 
-def truth(tokenizer, messages):
+def truth(tokenizer, messages, tools=None):
     found = tokenizer.apply_chat_template(
-        messages, return_assistant_tokens_mask=True, return_dict=True
+        messages, tools=tools, return_assistant_tokens_mask=True, return_dict=True
     )
     return found["input_ids"], found["assistant_masks"]
 
@@ -158,3 +176,41 @@ def test_over_long_talks_are_cut_on_the_right(tokenizers):
     # The last id is only a label, so one more than the limit is kept.
     assert cut.ids.tolist() == whole.ids[:41].tolist()
     assert cut.loss_mask.tolist() == whole.loss_mask[:41].tolist()
+
+
+LISTEN = {"name": "listen", "parameters": {"type": "object", "properties": {}}}
+CALLED = [
+    {"role": "user", "content": "What does it say?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "listen", "arguments": {}}}],
+    },
+    {"role": "tool", "content": "meow"},
+    {"role": "assistant", "content": "It says meow."},
+]
+
+
+@pytest.mark.parametrize("name", ["tools", "tools marked"])
+def test_calls_of_tools_are_answers_whether_the_template_marks_them_or_not(
+    folders, tokenizers, name
+):
+    tools = [{"type": "function", "function": LISTEN}]
+    marked = AutoTokenizer.from_pretrained(folders["tools marked"])
+    ids, mask = truth(marked, CALLED, tools)
+    encoded = encode(CALLED, tokenizers[name], tools=tools)
+    assert encoded.ids.tolist() == ids
+    assert encoded.loss_mask.astype(int).tolist() == mask
+    assert "Tools:" in tokenizers[name].decode(encoded.ids)
+    assert '<tool_call>{"name": "listen"' in trained_text(encoded, tokenizers[name])
+
+
+def test_tools_that_a_template_does_not_write_are_noticed(tokenizers):
+    asked, tools = CALLED[:1] + CALLED[3:], [{"type": "function", "function": LISTEN}]
+    for name, messages, offered, found in (
+        ("tools", CALLED, tools, None),
+        ("plain", CALLED, None, "tool_calls"),
+        ("plain", asked, tools, "tools"),
+        ("plain", asked, None, None),
+    ):
+        assert unwritten(ChatRow(messages, offered), tokenizers[name]) == found
