@@ -17,6 +17,7 @@ ALIASES: Mapping[str, str] = {
     "model.restore_from_path": "pretrained_checkpoint.restore_from_path",
     "model.data.train_ds.global_batch_size": "model.global_batch_size",
     "model.data.train_ds.micro_batch_size": "model.micro_batch_size",
+    "model.data.append_eod": "model.data.train_ds.add_eos",
     "exp_manager.max_time_per_run": "trainer.max_time",
 }
 
@@ -192,7 +193,6 @@ UNHONOURED: Mapping[str, tuple[Any, ...]] = {
     "model.data.eod_mask_loss": (),
     "model.data.reset_position_ids": (),
     "model.data.reset_attention_mask": (),
-    "model.data.append_eod": (),
     "model.data.*_ds.min_seq_length": (1,),
     "model.data.*_ds.file_names": (),
     "model.data.*_ds.concat_sampling_probabilities": (),

@@ -187,3 +187,9 @@ def test_another_algorithm_s_section_is_an_unknown_key(tmp_path):
 def test_no_setting_of_ours_is_also_listed_as_ignored():
     settings = set(ALGORITHMS["sft"].entries())
     assert settings.isdisjoint([*QUIET, *UNHONOURED, *ALIASES])
+
+
+def test_append_eod_is_the_end_token_of_an_answer(tmp_path):
+    merged = merge(tmp_path, sets=["model.data.append_eod=false"])
+    assert merged.config.model.data.train_ds.add_eos is False
+    assert merged.warnings == []
