@@ -37,6 +37,7 @@ def benchmark(monkeypatch):
         ("io_speed", "Seconds of"),
         ("gpu_sft", "loss curve"),
         ("big_data", "Speed of indexing"),
+        ("save_stall", "How long training stands still"),
     ],
 )
 def test_a_benchmark_says_what_it_measures_without_importing_torch(name, measures):
