@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemoalign.train.stopping import SAME_SECONDS
 from tests.soak.watched import Watched, complete_steps, step_of
 
 START_SECONDS = (0.3, 6.0)
@@ -144,8 +145,9 @@ def _twice(blow: Blow, watched: Watched, draw: random.Random, tally: Tally) -> s
     del blow, tally
     numbers = [draw.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)) for _ in range(2)]
     watched.kill(watched.process.pid, number=numbers[0])
-    time.sleep(draw.uniform(0.02, 0.06))
-    watched.kill(watched.process.pid, number=numbers[1])
+    time.sleep(draw.uniform(SAME_SECONDS + 0.1, SAME_SECONDS + 0.3))
+    if watched.process.poll() is None:
+        watched.kill(watched.process.pid, number=numbers[1])
     began = time.monotonic()
     code = watched.wait()
     _insist(watched, time.monotonic() - began < 3, "took more than 3 seconds to end")
