@@ -58,6 +58,12 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
             raise ConfigError(
                 "--adapter goes on from trained adapters; add --lora with their rank."
             )
+    manager = config.exp_manager
+    if manager.create_wandb_logger and manager.wandb_logger_kwargs.project is None:
+        raise ConfigError(
+            "exp_manager.create_wandb_logger is on, but nothing names the project. "
+            "Type: --wandb PROJECT"
+        )
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield "--sequence-parallel has no effect with --tp 1."
 

@@ -133,6 +133,23 @@ class EarlyStopping(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbLogger(Section):
+    """Weights & Biases."""
+
+    project: str | None = setting(
+        None,
+        "Log to this project of Weights & Biases too.",
+        flag="--wandb",
+        metavar="PROJECT",
+        shown="off",
+        implies={"exp_manager.create_wandb_logger": True},
+        panel="Output",
+    )
+    name: str | None = setting(None, "Name of the run there; the run directory's.")
+    entity: str | None = setting(None, "Team or user the project belongs to.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpManager(Section):
     """Where results go."""
 
@@ -161,3 +178,11 @@ class ExpManager(Section):
     )
     checkpoint_callback_params: CheckpointCallback = section(CheckpointCallback)
     early_stopping: EarlyStopping = section(EarlyStopping)
+    create_tensorboard_logger: bool = setting(
+        False,
+        "Log to tensorboard/ in the run directory too.",
+        flag="--tensorboard",
+        panel="Output",
+    )
+    create_wandb_logger: bool = setting(False, "Log to Weights & Biases; --wandb sets it.")
+    wandb_logger_kwargs: WandbLogger = section(WandbLogger)

@@ -24,6 +24,7 @@ from nemoalign.data.preview import preview
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.inputs import Inputs, packing_report, read_inputs
+from nemoalign.train.sinks import check_packages
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
@@ -49,6 +50,7 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     """
     config = merged.config
     check_complete(config, merged.algorithm)
+    check_packages(config.exp_manager)
     assert config.pretrained_checkpoint.restore_from_path is not None, "check_complete refuses it"
     opened = open_source(config.pretrained_checkpoint.restore_from_path)
     reporter.say(opened.describe())

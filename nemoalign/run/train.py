@@ -25,6 +25,7 @@ from nemoalign.train.continuing import check_continues, has_other_length
 from nemoalign.train.records import ABOUT, FINISHED, RunDirectory, finished_summary
 from nemoalign.train.rotation import find_last, set_damaged_aside
 from nemoalign.train.same_rows import check_same_rows, note_rows
+from nemoalign.train.sinks import open_sinks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
             trainer = assemble(merged, made, backend, records, reporter)
             with closing(trainer.checkpointer):
                 _resume(trainer, merged.config, reporter)
+                _open_sinks(trainer, merged)
                 trainer.fit(requests)
                 return finish(merged, made, trainer, _summary(merged, trainer), reporter)
         except BaseException as error:
@@ -131,6 +133,15 @@ def _resume(trainer: Trainer, config: RunConfig, reporter: Reporter) -> None:
     if last is not None:
         trainer.restore(last)
         reporter.say(f"continuing {last.parent.parent} after step {trainer.progress.step}")
+
+
+def _open_sinks(trainer: Trainer, merged: Merged) -> None:
+    """Open what else the metrics go to, on rank 0; all ranks end together where that fails."""
+    records, attempt = trainer.records, trainer.books.attempt
+    if records is not None:
+        step = trainer.progress.step
+        records.sinks = attempt.run(lambda: open_sinks(merged, records.path, step)) or []
+    attempt.agree()
 
 
 def _summary(

@@ -8,14 +8,17 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nemoalign.errors import ConflictError, ResourceError
 from nemoalign.log import PlainReporter
 from nemoalign.train.report.page import write_report
+
+if TYPE_CHECKING:
+    from nemoalign.train.sinks import Sink
 
 SUMMARY = "summary.json"
 GENERATIONS = "generations.jsonl"
@@ -46,6 +49,7 @@ class RunDirectory:
         self.path = path
         self._metrics: IO[str] | None = None
         self._lock: int | None = None
+        self.sinks: list[Sink] = []
         self._troubles: list[str] = []
         self._next_drawing = 0.0
 
@@ -102,6 +106,7 @@ class RunDirectory:
         with _writing(self.path / METRICS):
             self._metrics.write(json.dumps(values) + "\n")
             self._metrics.flush()
+        self._tell_sinks(lambda sink: sink.log(values))
         if values.get("split") != "train":
             self.draw()
 
@@ -125,6 +130,14 @@ class RunDirectory:
         ended = time.monotonic()
         self._next_drawing = ended + (ended - started) / DRAWING_SHARE
 
+    def _tell_sinks(self, tell: Callable[[Sink], None]) -> None:
+        for sink in list(self.sinks):
+            try:
+                tell(sink)
+            except Exception as error:  # noqa: BLE001 - a copy of the metrics must never end a run
+                self.sinks.remove(sink)
+                self._troubles.append(f"{type(sink).__name__} gets no more metrics: {error}")
+
     def troubles(self) -> list[str]:
         """Return what went wrong here without ending the run, once."""
         found, self._troubles = self._troubles, []
@@ -133,6 +146,7 @@ class RunDirectory:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``; only its state ``finished`` says that the run is complete."""
         self.write(SUMMARY, summary)
+        self._tell_sinks(lambda sink: sink.finish(summary))
         self.draw(at_once=True)
         for text in self.troubles():
             PlainReporter().warn(text)

@@ -125,8 +125,8 @@ def test_the_original_file_with_its_usual_overrides_is_taken_whole(tmp_path):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("exp_manager.create_wandb_logger=True", True),
-        ("exp_manager.create_wandb_logger=False", False),
+        ("exp_manager.create_mlflow_logger=True", True),
+        ("exp_manager.create_mlflow_logger=False", False),
         ("model.data.sample=True", True),
         ("model.ffn_dropout=0.1", True),
         ("trainer.sft.limit_val_batches=0.5", True),
