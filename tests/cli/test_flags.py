@@ -65,6 +65,7 @@ SAMPLES = {"N": "3", "X": "0.5", "TEXT": "word", "SRC": "m.nemo", "EVERY": "7", 
     "FILE": "v.jsonl",
     "FILE[:WEIGHT]": "t.jsonl:0.5",
     "NAMES": "mlp",
+    "PROJECT": "word",
 }
 
 
