@@ -91,7 +91,7 @@ complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l preview -x -d 'Sho
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l format -x -a 'auto tokens messages nemo-chat sharegpt alpaca prompt-response prompt-completion' -d 'What the rows are; auto tells it by the fields of the first one'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l lr -x -d 'Highest learning rate'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l weight-decay -x -d 'Weight decay; never on norms and biases'
-complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l schedule -x -a 'cosine linear constant WarmupAnnealing SquareRootAnnealing InverseSquareRootAnnealing PolynomialDecayAnnealing' -d 'Shape of the learning rate after warm-up'
+complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l schedule -x -a 'cosine linear constant WarmupAnnealing SquareRootAnnealing InverseSquareRootAnnealing PolynomialDecayAnnealing' -d 'Shape of the learning rate after warm-up; NeMo\'s names are known too'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l warmup -x -d 'Steps of linear warm-up; 0 is the full rate at step 1'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l min-lr -x -d 'Where the schedule ends'
 complete -c nemoalign -n '__fish_seen_subcommand_from sft' -l mask -x -a 'assistant completion none' -d 'Which tokens count: every assistant turn, only the last answer, or (none) all of them'

@@ -46,8 +46,9 @@ class Schedule(Section):
 
     name: str = setting(
         COSINE,
-        "Shape of the learning rate after warm-up.",
+        "Shape of the learning rate after warm-up; NeMo's names are known too.",
         flag="--schedule",
+        metavar="cosine|linear|constant|...",
         choices={"cosine": COSINE, "linear": "linear", "constant": "constant"}
         | {name: name for name in NEMO_SCHEDULES},
         panel="Optimizer",
