@@ -88,10 +88,10 @@ class Rotation:
         best = min(_complete(self.directory), key=self._rank)
         link = self.directory / BEST
         making = self.directory / f".{BEST}{MAKING}"
-        making.unlink(missing_ok=True)
-        making.symlink_to(best.name)
         if link.is_dir() and not link.is_symlink():  # a copy of a run may have followed links
             _remove(link)
+        making.unlink(missing_ok=True)
+        making.symlink_to(best.name)
         making.replace(link)
 
     def _rank(self, path: Path) -> tuple[float, int]:
