@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.model.forward import forward_logprobs
-from nemoalign.train.algorithm import LossOutput
+from nemoalign.train.algorithm import Algorithm, LossOutput
 from nemoalign.train.metrics import Mean
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nemoalign.data.collate import Batch
 
 
-class Sft:
+class Sft(Algorithm):
     """Negative log-likelihood of the answer."""
 
     metric_names = ("loss",)

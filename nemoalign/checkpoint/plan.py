@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from nemoalign.checkpoint.sources.source import Source
 from nemoalign.checkpoint.sources.stores import PlacedStore
 from nemoalign.checkpoint.targets.writing import PLANNING, Planned, existing_parent
 from nemoalign.errors import NemoAlignError
-from nemoalign.log import ProgressBar, Reporter
+from nemoalign.log import ProgressBar, Reporter, Segment
 
 SAMPLE_BYTES = 32 << 20
 PROGRAM_BYTES = 120 << 20
@@ -58,6 +58,10 @@ class _Listener:
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         """Pass metrics on."""
         self.reporter.metrics(values)
+
+    def sample(self, segments: Sequence[Segment]) -> None:
+        """Pass a row of data on."""
+        self.reporter.sample(segments)
 
     def progress(
         self, title: str, total: float, unit: str, done: float = 0

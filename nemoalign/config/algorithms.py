@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
+from nemoalign.config.preference import DpoSettings, KtoSettings
 from nemoalign.config.schema import RunConfig
 
 
@@ -62,6 +63,22 @@ ALGORITHMS: Mapping[str, AlgorithmRow] = {
             target="nemoalign.algorithms.sft:Sft",
             settings=SftSettings,
             defaults={"model.optim.lr": 1e-5, "model.optim.weight_decay": 0.01},
+        ),
+        AlgorithmRow(
+            name="dpo",
+            summary="Prefer the better of two answers: DPO and its relatives.",
+            example="--ckpt sft.nemo --data pairs.jsonl --beta 0.1 -o run/",
+            target="nemoalign.algorithms.dpo:Dpo",
+            settings=DpoSettings,
+            defaults={"model.optim.lr": 1e-6, "model.optim.weight_decay": 0.1},
+        ),
+        AlgorithmRow(
+            name="kto",
+            summary="Learn from single answers, wanted or not.",
+            example="--ckpt model.nemo --data feedback.jsonl --beta 0.1 -o run/",
+            target="nemoalign.algorithms.kto:Kto",
+            settings=KtoSettings,
+            defaults={"model.optim.lr": 1e-6, "model.optim.weight_decay": 0.1},
         ),
     )
 }

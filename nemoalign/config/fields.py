@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from nemoalign.config.values import Reject, convert
 from nemoalign.errors import ConfigError
@@ -192,6 +192,9 @@ def tree_key(name: str, key: str | None, algorithm: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSettings(Section):
     """What one algorithm has for itself; each row of ``config.algorithms`` brings its own."""
+
+    rows: ClassVar[Literal["texts", "pairs", "labels"]] = "texts"
+    """What it learns from."""
 
 
 def _each(value: Any) -> Sequence[Any]:

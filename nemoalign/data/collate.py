@@ -5,8 +5,8 @@ Rows lie below each other, padded on the right, or end to end in a pack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from nemoalign.data.dataset import Sample
+    from nemoalign.data.judged import Judged
 
 IGNORED = -100
 """Label of a position that is not trained; torch's own word for it."""
@@ -36,6 +37,12 @@ class Batch:
     """Tokens that are no padding."""
     documents: tuple[int, ...] | None = None
     """Lengths of the rows in a pack [1, s], which do not see each other; None where rows lie apart."""
+    padding_documents: int = 0
+    """Documents at the end of a pack that hold only padding."""
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else is known of the documents, each [documents]: references, rewards, labels."""
+    mismatched: Batch | None = None
+    """The same prompts with other rows' answers."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device, copied in the background where that is possible."""
@@ -45,6 +52,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             loss_mask=self.loss_mask.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
+            fields={k: v.to(device, non_blocking=True) for k, v in self.fields.items()},
         )
 
 
@@ -103,6 +111,7 @@ def collate_pack(samples: Sequence[Sample], *, eos_id: int, pad_to: int = 1) -> 
         position_ids=_one_row([*positions, np.zeros(missing)]),
         num_tokens=_real_tokens(samples),
         documents=tuple(lengths) + ((missing,) if missing else ()),
+        padding_documents=int(missing > 0),
     )
 
 
@@ -122,3 +131,23 @@ def _width(longest: int, pad_to: int, fixed_length: int | None, max_length: int 
         return fixed_length
     width = -(-longest // pad_to) * pad_to
     return width if max_length is None else max(longest, min(width, max_length))
+
+
+def collate_judged(samples: Sequence[Judged], join: Callable[[list[Sample]], Batch]) -> Batch:
+    """Return a batch of all answers of some rows, with what is known of each as fields.
+
+    Args:
+        samples: rows of one or two answers, all alike.
+        join: ``collate`` or ``collate_pack`` with their options.
+    """
+    batch = join([document for sample in samples for document in sample.documents])
+    fields = {
+        name: torch.tensor([value for sample in samples for value in sample.fields[name]])
+        for name in samples[0].fields
+    }
+    others = [sample.mismatched for sample in samples if sample.mismatched is not None]
+    mismatched = None
+    if others:
+        real = torch.tensor([float(other.loss_mask.any()) for other in others])
+        mismatched = replace(join(others), fields={"weight": real})
+    return replace(batch, fields=fields, mismatched=mismatched)

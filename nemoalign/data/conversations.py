@@ -37,11 +37,14 @@ NEMO_KINDS = ("VALUE_TO_TEXT", "TEXT_TO_VALUE")
 
 def messages_row(record: Record) -> ChatRow:
     """Return a row of OpenAI ``messages`` and, where given, ``tools``."""
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise DataError('has no list of messages as "messages".')
-    plain = [_message(message, index) for index, message in enumerate(messages)]
-    return _chat(plain, record)
+    return _chat(messages_of(record.get("messages"), '"messages"'), record)
+
+
+def messages_of(value: object, what: str) -> list[dict[str, Any]]:
+    """Return checked messages of role and text; DataError without the place, which the caller knows."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"has no list of messages as {what}.")
+    return [checked_message(message, f"message {index}") for index, message in enumerate(value)]
 
 
 def is_sharegpt(record: Record) -> bool:
@@ -58,6 +61,11 @@ def is_nemo_chat(record: Record) -> bool:
 
 def sharegpt_row(record: Record) -> ChatRow:
     """Return a row of ShareGPT ``conversations``, with a ``system`` text of its own where given."""
+    return _chat(sharegpt_messages(record), record)
+
+
+def sharegpt_messages(record: Record) -> list[dict[str, Any]]:
+    """Return the turns of ShareGPT ``conversations`` as messages."""
     plain: list[dict[str, Any]] = []
     if isinstance(record.get("system"), str) and record["system"]:
         plain.append({"role": "system", "content": checked_text(record["system"], '"system"')})
@@ -70,7 +78,7 @@ def sharegpt_row(record: Record) -> ChatRow:
             )
         what = f'"value" of turn {index}'
         plain.append({"role": role, "content": checked_text(turn.get("value"), what)})
-    return _chat(plain, record)
+    return plain
 
 
 def alpaca_row(record: Record) -> ChatRow:
@@ -139,10 +147,11 @@ def _chat(plain: list[dict[str, Any]], record: Record) -> ChatRow:
     return ChatRow(plain, tools or None)
 
 
-def _message(message: object, index: int) -> dict[str, Any]:
+def checked_message(message: object, name: str) -> dict[str, Any]:
+    """Return one message whose content is text; parts of text are joined."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f'has a message {index} without a "role".')
-    what = f'"content" of message {index}'
+        raise DataError(f'has a {name} without a "role".')
+    what = f'"content" of {name}'
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(_part(part, what) for part in content)

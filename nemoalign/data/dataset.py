@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import numpy as np
 from nemoalign.data.encoded import EncodedFile, Storage
 from nemoalign.data.encoder import Encoder, SftSettings
 from nemoalign.data.files import open_rows
-from nemoalign.data.formats import CHAT_TEMPLATE_SCHEMAS, choose_schema
+from nemoalign.data.formats import CHAT_TEMPLATE_SCHEMAS, RowFile, Schema, choose_schema
 from nemoalign.data.index import IndexDirectory
 from nemoalign.data.report import DataReport, FileReport
 from nemoalign.data.sampler import MISSING_ROW
@@ -70,7 +70,8 @@ class SftDataset:
         self._index = IndexDirectory(self._storage.index_directory)
         self._weights = [_checked(path, weight) for path, weight in files]
         self.files = [self._encoded(Path(path)) for path, _ in files]
-        rows = [_weighted(f.usable, w) for f, w in zip(self.files, self._weights, strict=True)]
+        usable = [self._usable(file) for file in self.files]
+        rows = [_weighted(part, w) for part, w in zip(usable, self._weights, strict=True)]
         self._rows = np.concatenate(rows)
         self._file_numbers = np.repeat(
             np.arange(len(rows), dtype=np.uint16), [len(part) for part in rows]
@@ -82,11 +83,9 @@ class SftDataset:
                 + ". "
                 f"Raise --seq-len (now {settings.max_seq_length}) or give other data."
             )
-        self.lengths: np.ndarray | None = None
+        parts = () if self.has_large else map(self._lengths, self.files, rows)
+        self.lengths = None if self.has_large else np.concatenate(list(parts))
         """Input tokens of every row; None with a large file, whose rows are asked one by one."""
-        if not self.has_large:
-            parts = [f.lengths[r] for f, r in zip(self.files, rows, strict=True)]
-            self.lengths = np.concatenate(parts)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,10 +99,15 @@ class SftDataset:
         encoded = file.encoded(row)
         return Sample(encoded.ids, encoded.loss_mask, file.file.where(row))
 
-    def encoded_anew(self, index: int) -> Encoded:
-        """Return one row with what was cut away from it."""
+    def encoded_anew(self, index: int) -> list[Encoded]:
+        """Return the texts of one row with what was cut away from them."""
         file, row = self._at(index)
-        return file.encoded_anew(row)
+        return [file.encoded_anew(row)]
+
+    def of_batch(self, batch: Sequence[int] | np.ndarray) -> Callable[[int], object]:
+        """Return how to read the rows of one global batch; some rows depend on their neighbours."""
+        del batch
+        return self.__getitem__
 
     def place(self, index: int) -> str:
         """Return file and line of a row."""
@@ -157,9 +161,21 @@ class SftDataset:
         return self.files[self._file_numbers[index]], int(self._rows[index])
 
     def _encoded(self, path: Path) -> EncodedFile:
-        file = open_rows(path, self._index)
-        schema = choose_schema(file, self.template, self.settings.format)
+        file, schema = self._open(path)
         return EncodedFile(file, schema, self._encoder, self._index, self._storage)
+
+    def _open(self, path: Path) -> tuple[RowFile, Schema]:
+        """Return the rows of a file and how they are read."""
+        file = open_rows(path, self._index)
+        return file, choose_schema(file, self.template, self.settings.format)
+
+    def _usable(self, file: EncodedFile) -> np.ndarray:
+        """Return the numbers of the rows a run takes from a file."""
+        return file.usable
+
+    def _lengths(self, file: EncodedFile, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens some rows of a file feed to the model."""
+        return file.lengths[rows]
 
 
 def _repeated(digests: list[np.ndarray]) -> int:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nemoalign.data.chat import ChatRules, Mask, Rendered, encode_chats, render_row, unwritten
+from nemoalign.data.dialogues import render_dialogue
 from nemoalign.data.formats import RowFile, Schema, read_rows
 from nemoalign.data.markers import Markers
 from nemoalign.data.nemo_chat import TurnTokens, render_nemo_chat
-from nemoalign.data.rows import ChatRow, NemoChatRow, PromptRow, Row, TokenRow
+from nemoalign.data.rows import ChatRow, Dialogue, NemoChatRow, PromptRow, Row, TokenRow
 from nemoalign.data.templates import (
     DEFAULT_TEMPLATE,
     Encoded,
@@ -100,11 +101,11 @@ class Encoder:
                     (n, r) for n, r in zip(rows, found, strict=True) if isinstance(r, TokenRow)
                 ]
                 return [self._tokens(row, file.where(number)) for number, row in pairs]
-            case ChatRow() | NemoChatRow():
+            case ChatRow() | NemoChatRow() | Dialogue():
                 chats = [
                     self._rendered(row, file.where(number))
                     for number, row in zip(rows, found, strict=True)
-                    if isinstance(row, ChatRow | NemoChatRow)
+                    if isinstance(row, ChatRow | NemoChatRow | Dialogue)
                 ]
         settings = self.settings
         rules = ChatRules(settings.max_seq_length, settings.mask, settings.add_eos)
@@ -123,11 +124,13 @@ class Encoder:
         values = [row.values for row in rows]
         return encode_prompts(values, self.template, self.tokenizer, rules)
 
-    def _rendered(self, row: ChatRow | NemoChatRow, where: str) -> Rendered:
+    def _rendered(self, row: ChatRow | NemoChatRow | Dialogue, where: str) -> Rendered:
         settings = self.settings
         try:
             if isinstance(row, NemoChatRow):
                 return render_nemo_chat(row, settings.turns, train_all=settings.mask == "none")
+            if isinstance(row, Dialogue):
+                return render_dialogue(row, self.tokenizer)
             return render_row(row, self.tokenizer, settings.mask)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error

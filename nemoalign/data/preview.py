@@ -20,13 +20,15 @@ def preview(
 ) -> Iterator[tuple[str, Sequence[Segment]]]:
     """Yield the first ``count`` samples: where each comes from with its sizes, and its text in parts."""
     for number in range(min(count, len(rows))):
-        encoded = rows.encoded_anew(number)
-        title = (
-            f"{rows.place(number)}: {len(encoded.ids) - 1} tokens, "
-            f"{int(encoded.loss_mask[1:].sum())} trained"
-        )
-        cut = sum(len(ids) for _, ids in encoded.removed)
-        yield title + (f", {cut} cut away" if cut else ""), segments(encoded, tokenizer)
+        texts = rows.encoded_anew(number)
+        for place, encoded in enumerate(texts, 1):
+            which = f", answer {place}" if len(texts) > 1 else ""
+            title = (
+                f"{rows.place(number)}{which}: {len(encoded.ids) - 1} tokens, "
+                f"{int(encoded.loss_mask[1:].sum())} trained"
+            )
+            cut = sum(len(ids) for _, ids in encoded.removed)
+            yield title + (f", {cut} cut away" if cut else ""), segments(encoded, tokenizer)
 
 
 def segments(encoded: Encoded, tokenizer: Tokenizer) -> list[Segment]:

@@ -12,6 +12,7 @@ from nemoalign.data.jsonl import kind_of
 from nemoalign.errors import DataError
 
 Record = Mapping[str, Any]
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,16 @@ class TokenRow:
     loss_mask: np.ndarray
 
 
-Row = PromptRow | ChatRow | NemoChatRow | TokenRow
+@dataclass(frozen=True)
+class Dialogue:
+    """What an answer follows and the answer: messages for the chat template, or text as it stands."""
+
+    prompt: Sequence[Message] | str
+    answer: Sequence[Message] | str
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+Row = PromptRow | ChatRow | NemoChatRow | TokenRow | Dialogue
 
 
 def text_of(record: Record, key: str) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron.core import parallel_state
 
+from nemoalign.checkpoint.export import with_adapter
+from nemoalign.checkpoint.open import open_source
 from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.errors import ConfigError
 from nemoalign.log import speaking_rank
 from nemoalign.model.adapters import with_adapters
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings, lora_settings
+from nemoalign.model.reference import Reference
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.archiving import Archiver
 from nemoalign.train.checkpointing import Checkpointer, Contents
@@ -22,8 +27,6 @@ from nemoalign.train.provenance import run_config_yaml
 from nemoalign.train.rotation import Rotation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from megatron.core.models.gpt import GPTModel
 
     from nemoalign.config.merged import Merged
@@ -44,11 +47,15 @@ def assemble(
     """Build model, learner, feeds and loop."""
     config = merged.config
     lora = lora_settings(config.model.peft)
-    chunks = _loaded_model(config, made, lora)
+    algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
+    chunks = _built_model(config, made, lora)
+    _load(config, made, lora, chunks)
+    if algorithm.needs_reference:
+        algorithm.reference = _reference(config, made, lora, chunks, reporter)
+        _load(config, made, lora, chunks)
     if not made.inputs.limits.max_steps:
         for chunk in chunks:
             chunk.requires_grad_(False)  # so that no gradients and master weights are kept
-    algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     learner = Learner(
         chunks,
         algorithm,
@@ -94,9 +101,9 @@ def _checkpointer(
     )
 
 
-def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
-    """Build this rank's part of the model and fill it from the checkpoint."""
-    chunks = build_model(
+def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
+    """Build this rank's part of the model."""
+    return build_model(
         made.arch,
         made.source.vocab_size,
         made.layout,
@@ -110,6 +117,12 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
         ),
         lora=lora,
     )
+
+
+def _load(
+    config: RunConfig, made: Prepared, lora: LoraSettings | None, chunks: list[GPTModel]
+) -> None:
+    """Fill this rank's part of the model from the checkpoint."""
     weights = made.source.weights
     if config.model.peft.restore_from_path is not None:
         assert lora is not None, "check_rules refuses --adapter without --lora"
@@ -117,7 +130,31 @@ def _loaded_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) 
             weights, config.model.peft.restore_from_path, lora, made.arch.num_layers
         )
     load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
-    return chunks
+
+
+def _reference(
+    config: RunConfig,
+    made: Prepared,
+    lora: LoraSettings | None,
+    chunks: list[GPTModel],
+    reporter: Reporter,
+) -> Reference:
+    """Return what the policy is compared with: another checkpoint, or the start of this run."""
+    own: Any = config.model.algorithm
+    path: Path | None = own.reference_path
+    if path is not None:
+        if lora is not None:
+            raise ConfigError(
+                f"--ref {path} is another model, but with --lora policy and reference share one. "
+                "Leave --ref out, or train all weights."
+            )
+        source = with_adapter(open_source(path), None, Path("OUT"))
+        reporter.say(f"reference: {source.describe()}")
+        load_weights(chunks, source.weights, made.arch, made.layout, made.source.vocab_size)
+    reference = Reference.of(chunks, is_start=path is None)
+    what = "the adapters at their start" if lora is not None else "a copy of all weights"
+    reporter.say(f"reference policy: {what}, {reference.size / 1e6:,.1f} MB a rank")
+    return reference
 
 
 def archive_prefix(merged: Merged) -> Path:

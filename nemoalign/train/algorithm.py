@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nemoalign.data.collate import Batch
+    from nemoalign.model.reference import Reference
+    from nemoalign.train.learner import Learner
     from nemoalign.train.metrics import Mean
 
 
@@ -32,6 +34,31 @@ class Algorithm(Protocol):
 
     metric_names: tuple[str, ...]
     """Every name that ``loss`` puts into ``LossOutput.metrics``."""
+
+    reference: Reference | None = None
+    """What the policy is compared with, where ``needs_reference`` asks for one."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when the loss compares the policy with one that does not learn."""
+        return False
+
+    def prepare(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
+        """Return the micro-batches of one global batch with what must be known of it beforehand.
+
+        Collective: every rank brings its micro-batches. Most algorithms need nothing.
+        """
+        del learner
+        return list(micro_batches)
+
+    def check_start(self, metrics: Mapping[str, float]) -> str | None:
+        """Return what the first step's metrics prove, in words; None where there is nothing to prove.
+
+        Raises:
+            VerificationError: when they are not what the algorithm's formulas give there.
+        """
+        del metrics
+        return None
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return this pipeline stage's output for one micro-batch; on the last, what ``loss`` takes."""

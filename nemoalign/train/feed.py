@@ -24,7 +24,10 @@ class Rows(Protocol):
     """A dataset: rows by number; the sampler's missing row is one that trains nothing."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> object: ...
+    def of_batch(self, batch: np.ndarray) -> Callable[[int], object]:
+        """Return how to read the rows of one global batch, by number."""
+        ...
+
     def place(self, index: int) -> str:
         """Return file and line of a row."""
         ...
@@ -66,7 +69,8 @@ class Feed:
             yield self._collated(batch)
 
     def _collated(self, batch: np.ndarray) -> list[Batch]:
-        return [self.collate([self.rows[i] for i in share]) for share in self._shares(batch)]
+        read = self.rows.of_batch(batch)
+        return [self.collate([read(int(i)) for i in share]) for share in self._shares(batch)]
 
     def _shares(self, batch: np.ndarray) -> list[np.ndarray]:
         shares = self._filled_shares(batch)

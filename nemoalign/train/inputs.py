@@ -8,12 +8,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.config.values import DataFile
-from nemoalign.data.collate import collate, collate_pack
+from nemoalign.data.collate import collate, collate_judged, collate_pack
 from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoded import Storage
 from nemoalign.data.encoder import SftSettings
 from nemoalign.data.findings import Findings
 from nemoalign.data.index import cache_directory
+from nemoalign.data.judged import JudgedDataset, LabelDataset, PairDataset
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
 from nemoalign.data.prompts import read_prompts
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from nemoalign.parallel.layout import ParallelLayout
 
 _JUDGED_ROWS = 4096
+
+DATASETS = {"texts": SftDataset, "pairs": PairDataset, "labels": LabelDataset}
+"""What an algorithm's rows are read as."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,12 @@ def make_feeds(
     """Return this rank's share of everything a run learns from and measures on."""
     pad_to = layout.tp if layout.splits_sequence else 1
     capacity = _pack_capacity(config)
-    join = collate if capacity is None else collate_pack
+    join = partial(collate if capacity is None else collate_pack, eos_id=eos_id, pad_to=pad_to)
+    any_rows = inputs.train or inputs.validation or inputs.test
     share: dict[str, Any] = {
-        "collate": partial(join, eos_id=eos_id, pad_to=pad_to),
+        "collate": partial(collate_judged, join=join)
+        if isinstance(any_rows, JudgedDataset)
+        else join,
         "pack_capacity": capacity,
         "dp_rank": dp_rank,
         "dp_size": layout.dp,
@@ -149,7 +156,13 @@ def _dataset(
         index_directory=config.model.data.train_ds.index_mapping_dir or cache_directory(),
         ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
     )
-    return SftDataset(paths, tokenizer, _row_settings(config), split, storage)
+    own: Any = config.model.algorithm
+    made = DATASETS[own.rows](paths, tokenizer, _row_settings(config), split, storage)
+    if isinstance(made, LabelDataset) and own.mismatched_answer == "previous":
+        made.partner_step = -1
+    if isinstance(made, PairDataset):
+        made.default_rewards = own.default_chosen_reward, own.default_rejected_reward
+    return made
 
 
 def _prompts(config: RunConfig, tokenizer: Tokenizer) -> FixedPrompts | None:

@@ -17,7 +17,7 @@ from nemoalign.train.agreement import gathered
 from nemoalign.train.answers import FixedPrompts, shown
 from nemoalign.train.books import Books
 from nemoalign.train.health import Health, has_stopped_improving
-from nemoalign.train.metrics import reduce_sums
+from nemoalign.train.metrics import known, reduce_sums
 from nemoalign.train.progress import Progress
 from nemoalign.train.saving import Saving
 from nemoalign.train.stopping import Asked, Requests
@@ -127,6 +127,8 @@ class Trainer:
         micro_batches = self.train.step(progress.consumed_samples)
         data_seconds = time.perf_counter() - started
         result = self.learner.step(micro_batches, lr)
+        if progress.step == 0 and (proof := self.learner.algorithm.check_start(result.metrics)):
+            self.reporter.say(proof)
         tokens, asked = self._agree(
             sum(batch.num_tokens for batch in micro_batches), data_seconds + result.compute_seconds
         )
@@ -139,7 +141,7 @@ class Trainer:
         line = {
             "split": "train",
             "step": progress.step,
-            **result.metrics,
+            **known(result.metrics),
             "lr": lr,
             "grad_norm": result.grad_norm,
             "consumed_samples": progress.consumed_samples,

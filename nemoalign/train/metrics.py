@@ -68,3 +68,8 @@ def reduce_sums(
     totals = torch.tensor(mine, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(totals)
     return totals.tolist()
+
+
+def known(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics without means over nothing (no row of that kind); a loss is kept as it is."""
+    return {name: v for name, v in metrics.items() if name == "loss" or not math.isnan(v)}

@@ -12,6 +12,9 @@ class Rows:
     def __init__(self, count: int) -> None:
         self.count = count
 
+    def of_batch(self, batch):
+        return self.__getitem__
+
     def __len__(self) -> int:
         return self.count
 

@@ -32,6 +32,9 @@ class Rows:
     def __init__(self) -> None:
         self.made = bench.batches(8, rows=1)
 
+    def of_batch(self, batch):
+        return self.__getitem__
+
     def __len__(self) -> int:
         return len(self.made)
 

@@ -15,6 +15,9 @@ class Rows:
         self.count, self.bad = count, bad
         self.threads: dict[int, str] = {}
 
+    def of_batch(self, batch):
+        return self.__getitem__
+
     def __len__(self) -> int:
         return self.count
 

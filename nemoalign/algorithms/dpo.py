@@ -1,0 +1,193 @@
+"""Direct preference optimization and its relatives: make the better answer likelier than the worse.
+
+Rows come in pairs, the better answer first. The learner divides the sum of the pairs' losses by the
+number of pairs of the global batch. Formulas are in ``pair_losses``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nemoalign.algorithms.agreement import check_agreement
+from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, of_documents
+from nemoalign.algorithms.pair_losses import (
+    PAIR_LOSSES,
+    RANKED,
+    WITHOUT_REFERENCE,
+    PairOptions,
+    Pairs,
+)
+from nemoalign.algorithms.ranks import AT_RANK, at_ranks
+from nemoalign.errors import ConfigError
+from nemoalign.model.forward import forward_logprobs
+from nemoalign.train.algorithm import Algorithm, LossOutput
+from nemoalign.train.metrics import Mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nemoalign.data.collate import Batch
+    from nemoalign.train.learner import Learner
+
+REFERENCE = "reference_logprobs"
+WEIGHT = "weight"
+REWARD = "reward"
+CONSTANT = (
+    "dpo",
+    "ipo",
+    "ipo_sum",
+    "hinge",
+    "robust",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "sigmoid_norm",
+)
+"""Losses that are the same number for every pair whose policy is its reference."""
+
+
+class Dpo(Algorithm):
+    """Losses over pairs, by NeMo-Aligner's and TRL's names."""
+
+    metric_names = (
+        "loss",
+        "preference_loss",
+        "sft_loss",
+        "accuracy",
+        "margin",
+        "rewards_chosen",
+        "rewards_rejected",
+        "logprobs_chosen",
+        "logprobs_rejected",
+    )
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.losses = parse_losses(config.preference_loss)
+        self.options = PairOptions(
+            beta=config.ref_policy_kl_penalty,
+            label_smoothing=config.label_smoothing,
+            average=config.preference_average_log_probs,
+            reward_scale=config.gt_reward_scale,
+            divergence=config.f_divergence,
+            alpha=config.f_alpha,
+            discopop_tau=config.discopop_tau,
+            simpo_gamma=config.simpo_gamma,
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """True unless every loss looks at the policy alone."""
+        return any(name not in WITHOUT_REFERENCE for name, _ in self.losses)
+
+    def prepare(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
+        """Return the micro-batches with what the losses compare with, on the last pipeline stage."""
+        batches = self._with_reference(learner, micro_batches)
+        if not any(name in RANKED for name, _ in self.losses):
+            return batches
+        with torch.no_grad():
+            policy = learner.collect(batches, self.forward, of_documents)
+        if not policy:  # a pipeline stage before the last
+            return batches
+        pairs = [self._pairs(mine, batch) for mine, batch in zip(policy, batches, strict=True)]
+        partners = at_ranks(pairs, [batch.fields[WEIGHT][0::2] for batch in batches], self.options)
+        return [
+            replace(batch, fields={**batch.fields, **found})
+            for batch, found in zip(batches, partners, strict=True)
+        ]
+
+    def _with_reference(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
+        if not self.needs_reference or all(REFERENCE in b.fields for b in micro_batches):
+            return list(micro_batches)
+        assert self.reference is not None, "a run whose loss needs a reference has one"
+        with self.reference.in_place():
+            found = learner.collect(micro_batches, self.forward, of_documents)
+        if not found:  # a pipeline stage before the last
+            return list(micro_batches)
+        return [
+            replace(batch, fields={**batch.fields, REFERENCE: logprobs})
+            for batch, logprobs in zip(micro_batches, found, strict=True)
+        ]
+
+    def check_start(self, metrics: Mapping[str, float]) -> str | None:
+        """Prove that policy and reference agree and that the loss is what it is there."""
+        if self.reference is None or not self.reference.is_start:
+            return None
+        if any(name not in CONSTANT for name, _ in self.losses):
+            return check_agreement(metrics, None)
+        zero, one = torch.zeros(1), torch.ones(1)
+        pair = Pairs(zero, zero, zero, zero, one, one)
+        at_start = [w * PAIR_LOSSES[name](pair, self.options).item() for name, w in self.losses]
+        return check_agreement(metrics, sum(at_start))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probs of the labels, [b, s]; zero where a position is not learned."""
+        return forward_logprobs(model, batch)
+
+    def loss(self, output: Tensor, batch: Batch) -> LossOutput:
+        """Return the summed loss of the pairs and their number; fillers count for nothing."""
+        pairs = self._pairs(answer_logprobs(output, batch), batch)
+        real = batch.fields[WEIGHT][0::2]
+        preference = torch.zeros_like(pairs.chosen)
+        for name, weight in self.losses:
+            preference = preference + weight * PAIR_LOSSES[name](pairs, self.options)
+        nll = -pairs.chosen
+        if self.config.sft_average_log_probs:
+            nll = nll / pairs.chosen_tokens
+        config = self.config
+        total = config.preference_loss_weight * preference + config.sft_loss_weight * nll
+        chosen = self.options.beta * (pairs.chosen - pairs.chosen_reference)
+        rejected = self.options.beta * (pairs.rejected - pairs.rejected_reference)
+        seen = {
+            "loss": total,
+            "preference_loss": preference,
+            "sft_loss": nll,
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "rewards_chosen": chosen,
+            "rewards_rejected": rejected,
+            "logprobs_chosen": pairs.chosen,
+            "logprobs_rejected": pairs.rejected,
+        }
+        metrics = {
+            name: Mean.of(values.where(real > 0, 0.0), real) for name, values in seen.items()
+        }
+        return LossOutput((total * real).sum(), real.sum(), metrics)
+
+    def _pairs(self, policy: Tensor, batch: Batch) -> Pairs:
+        fields = {name: values.to(policy.device) for name, values in batch.fields.items()}
+        tokens = answer_tokens(batch).to(policy.device).clamp(min=1)
+        reference = fields.get(REFERENCE, torch.zeros_like(policy))
+        rewards = fields.get(REWARD)
+        return Pairs(
+            *(policy[0::2], policy[1::2], reference[0::2], reference[1::2]),
+            *(tokens[0::2], tokens[1::2]),
+            *((rewards[0::2], rewards[1::2]) if rewards is not None else (None, None)),
+            **{name: fields[name] for name in AT_RANK if name in fields},
+        )
+
+
+def parse_losses(text: str) -> list[tuple[str, float]]:
+    """Return names and weights of ``dpo`` or ``dpo:0.8,bco_pair:0.2``.
+
+    Raises:
+        ConfigError: for a name that is no loss, or a weight that is no number.
+    """
+    found: list[tuple[str, float]] = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        if name not in PAIR_LOSSES:
+            raise ConfigError(f"--loss {name} is not known. Use {', '.join(PAIR_LOSSES)}.")
+        try:
+            found.append((name, float(weight or 1)))
+        except ValueError as error:
+            raise ConfigError(
+                f"--loss {part} has a weight that is no number. Write {name}:0.5"
+            ) from error
+    return found

@@ -1,0 +1,125 @@
+"""Kahneman-Tversky optimization: learn from single answers that are wanted or not.
+
+Every row comes with a mismatched one, its prompt with another row's answer. Their mean log-ratio over
+the global batch, clamped at 0, is the reference point z; it is computed first and without gradient.
+NeMo-Aligner computes z per micro-batch and with gradients it never uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core import parallel_state
+
+from nemoalign.algorithms.agreement import check_agreement
+from nemoalign.algorithms.documents import answer_logprobs, of_documents
+from nemoalign.algorithms.dpo import REFERENCE, WEIGHT
+from nemoalign.algorithms.label_losses import LabelOptions, apo_zero_unpaired, kl_estimate, kto
+from nemoalign.model.forward import forward_logprobs
+from nemoalign.train.algorithm import Algorithm, LossOutput
+from nemoalign.train.metrics import Mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nemoalign.data.collate import Batch
+    from nemoalign.train.learner import Learner
+
+DESIRABLE = "is_desirable"
+KL = "kl"
+
+
+class Kto(Algorithm):
+    """KTO, and APO-zero of single answers."""
+
+    metric_names = (
+        "loss",
+        "kl",
+        "rewards_chosen",
+        "rewards_rejected",
+        "logprobs_chosen",
+        "logprobs_rejected",
+    )
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.options = LabelOptions(
+            config.ref_policy_kl_penalty,
+            config.desirable_loss_weight,
+            config.undesirable_loss_weight,
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """True: every loss compares with the reference."""
+        return True
+
+    def prepare(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
+        """Return the micro-batches with the reference's log-probs and z, on the last stage."""
+        assert self.reference is not None, "a run whose loss needs a reference has one"
+        batches = list(micro_batches)
+        with self.reference.in_place():
+            found = learner.collect(batches, self.forward, of_documents)
+        points = self._reference_points(learner, batches)
+        if not found:  # a pipeline stage before the last
+            return batches
+        return [
+            replace(batch, fields={**batch.fields, REFERENCE: logprobs, KL: kl})
+            for batch, logprobs, kl in zip(batches, found, points, strict=True)
+        ]
+
+    def _reference_points(self, learner: Learner, batches: Sequence[Batch]) -> list[Tensor]:
+        """Return z for each micro-batch, on the last pipeline stage. Collective."""
+        mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
+        zero = torch.zeros((), device=learner.backend.device)
+        if self.config.preference_loss != "kto" or not mismatched:
+            return [zero] * len(batches)
+        assert self.reference is not None, "prepare checks it"
+        with torch.no_grad():
+            policy = learner.collect(mismatched, self.forward, of_documents)
+        with self.reference.in_place():
+            reference = learner.collect(mismatched, self.forward, of_documents)
+        sums = torch.zeros(len(batches), 2, device=zero.device)
+        for row, (mine, theirs) in enumerate(zip(policy, reference, strict=True)):
+            real = mismatched[row].fields[WEIGHT].to(zero.device)
+            sums[row] = torch.stack([((mine - theirs) * real).sum(), real.sum()])
+        if self.config.kl_estimate == "micro_batch":
+            return [kl_estimate(*row) for row in sums]
+        total = sums.sum(0)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return [kl_estimate(*total)] * len(batches)
+
+    def check_start(self, metrics: Mapping[str, float]) -> str | None:
+        """Prove that policy and reference agree and, with equal weights, that the loss is half of them."""
+        if self.reference is None or not self.reference.is_start:
+            return None
+        good, bad = self.options.desirable_weight, self.options.undesirable_weight
+        return check_agreement(metrics, 0.5 * good if good == bad else None)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return log-probs of the labels, [b, s]; zero where a position is not learned."""
+        return forward_logprobs(model, batch)
+
+    def loss(self, output: Tensor, batch: Batch) -> LossOutput:
+        """Return the summed loss of the answers and their number; fillers count for nothing."""
+        policy, real = answer_logprobs(output, batch), batch.fields[WEIGHT]
+        ratios = policy - batch.fields[REFERENCE]
+        good = batch.fields[DESIRABLE] > 0
+        if self.config.preference_loss == "kto":
+            losses = kto(ratios, good, batch.fields[KL], self.options)
+        else:
+            losses = apo_zero_unpaired(ratios, good, self.options)
+        rewards = self.options.beta * ratios
+        wanted, unwanted = real * good, real * ~good
+        metrics = {
+            "loss": Mean.of(losses, real),
+            "kl": Mean.of(batch.fields[KL].expand_as(real), real),
+            "rewards_chosen": Mean.of(rewards, wanted),
+            "rewards_rejected": Mean.of(rewards, unwanted),
+            "logprobs_chosen": Mean.of(policy, wanted),
+            "logprobs_rejected": Mean.of(policy, unwanted),
+        }
+        return LossOutput((losses * real).sum(), real.sum(), metrics)

@@ -1,0 +1,36 @@
+"""Sums per document are the same for rows below each other and rows in a pack."""
+
+from functools import partial
+
+import torch
+
+from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, sum_documents
+from nemoalign.data.collate import collate, collate_pack
+from nemoalign.data.dataset import Sample
+from tests.model import tiny
+
+EOS = 2
+
+
+def samples() -> list[Sample]:
+    rows = tiny.batch(3, 9, seed=4).tokens.numpy().astype("int32")
+    return [Sample(row[: 5 + i], row[: 5 + i] % 3 > 0, "made") for i, row in enumerate(rows)]
+
+
+def test_padded_and_packed_documents_have_the_same_sums() -> None:
+    expected = [float(sum(s.loss_mask[1:])) for s in samples()]
+    for join in (collate, collate_pack, partial(collate_pack, pad_to=4)):
+        batch = join(samples(), eos_id=EOS)
+        assert answer_tokens(batch).tolist() == expected
+        values = torch.where(batch.labels >= 0, batch.labels, 1000).float()
+        labelled = [sum(t for t, m in zip(s.tokens[1:], s.loss_mask[1:], strict=True) if m) for s in samples()]  # fmt: skip
+        assert answer_logprobs(values, batch).tolist() == [float(total) for total in labelled]
+
+
+def test_sums_carry_gradients_to_their_own_document_alone() -> None:
+    batch = collate_pack(samples(), eos_id=EOS, pad_to=4)
+    values = torch.zeros(batch.tokens.shape, requires_grad=True)
+    sum_documents(values, batch)[1].backward()
+    assert values.grad is not None
+    first, second = (len(sample.tokens) - 1 for sample in samples()[:2])
+    assert values.grad[0].nonzero()[:, 0].tolist() == list(range(first, first + second))

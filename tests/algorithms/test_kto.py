@@ -1,0 +1,105 @@
+"""KTO as a command: TRL's ten steps, any layout; NeMo-Aligner's own steps on its own batches."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemoalign.algorithms.kto import Kto
+from nemoalign.checkpoint.open import open_source
+from nemoalign.config.architecture import Architecture
+from nemoalign.config.preference import KtoSettings
+from nemoalign.config.schema import OptimConfig
+from nemoalign.data.collate import IGNORED, Batch
+from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.load import load_weights
+from nemoalign.model.reference import Reference
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.parallel.state import start
+from nemoalign.train.learner import Learner
+from tests.algorithms.test_dpo import LAYOUTS, PLAIN
+from tests.commands import tiny
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("kto")
+    tiny.make_llama(root / "hf")
+    rows = json.loads((FIXTURES / "trl/kto.json").read_text())["rows"]
+    tiny.write_rows(root / "labels.jsonl", rows)
+    return root
+
+
+def like_trl(made: Path, out: Path, *flags: object, steps: int = 10) -> list[dict]:
+    tiny.ok(
+        "kto", "--ckpt", made / "hf", "--data", made / "labels.jsonl", "-o", out, "--gbs", 4,
+        "--max-steps", steps, "--seq-len", 256, "--lr", "1e-3", "--beta", 0.1, *PLAIN,
+        "-s", "model.optim.betas=[0.9,0.999]", "-s", "model.kto.mismatched_answer=previous", *flags,
+    )  # fmt: skip
+    return tiny.read_metrics(out)
+
+
+@pytest.mark.slow
+def test_ten_steps_are_trls(made, tmp_path) -> None:
+    steps = json.loads((FIXTURES / "trl/kto.json").read_text())["steps"]
+    for ours, theirs in zip(like_trl(made, tmp_path / "run", "--mbs", 2), steps, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours["kl"] == pytest.approx(theirs["kl"], abs=1e-4)
+        for name in ("chosen", "rejected"):
+            # A step without such a row has no mean of it, with either of the two.
+            assert (f"rewards_{name}" in ours) == (f"rewards/{name}" in theirs)
+            if f"rewards_{name}" in ours:
+                assert ours[f"rewards_{name}"] == pytest.approx(theirs[f"rewards/{name}"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_curve_depends_on_no_layout(made, tmp_path) -> None:
+    expected = like_trl(made, tmp_path / "one", "--mbs", 1, steps=3)
+    for name in ("micro batch 4, unpacked", "DP2"):
+        found = like_trl(made, tmp_path / name, *LAYOUTS[name], steps=3)
+        for ours, theirs in zip(found, expected, strict=True):
+            for key in ("loss", "kl", "rewards_chosen"):
+                assert ours.get(key) == pytest.approx(theirs.get(key), abs=5e-5), (name, key)
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), name
+
+
+def batch(rows: list, labels: list, **fields: torch.Tensor) -> Batch:
+    """Return NeMo-Aligner's micro-batch; its labels still stand on their own tokens."""
+    tokens, unshifted = torch.tensor(rows), torch.tensor(labels)
+    last = torch.full((len(rows), 1), IGNORED)
+    shifted = torch.cat([unshifted[:, 1:], last], 1)
+    places = torch.arange(tokens.shape[1]).expand(tokens.shape).contiguous()
+    known = {"weight": torch.ones(len(rows)), **fields}
+    return Batch(tokens, shifted, (shifted >= 0).float(), places, tokens.numel(), fields=known)
+
+
+def test_steps_are_nemo_aligners_where_the_kl_is_a_micro_batchs() -> None:
+    oracle = json.loads((FIXTURES / "align/nemo_aligner_kto.json").read_text())
+    source = open_source(FIXTURES / "llama.nemo")
+    arch, layout = Architecture.from_nemo(source.config), ParallelLayout(1)
+    rate = oracle["optimizer"]["lr"]
+    with start(layout, seed=1) as backend:
+        chunks = build_model(
+            arch, source.vocab_size, layout, precision="fp32", settings=ModelSettings()
+        )
+        load_weights(chunks, source.weights, arch, layout, source.vocab_size)
+        algorithm = Kto(KtoSettings(ref_policy_kl_penalty=0.2, kl_estimate="micro_batch"))
+        algorithm.reference = Reference.of(chunks)
+        optim = OptimConfig(lr=rate, weight_decay=0.0)
+        learner = Learner(chunks, algorithm, backend, optim, grad_clip=0.0)
+        for step in (step for step in oracle["steps"] if "batch" in step):
+            given, micro_batches = step["batch"], []
+            for rows in (slice(0, 2), slice(2, 4)):
+                good = torch.tensor(given["preference"][rows]).float()
+                mismatched = batch(given["kl_samples"][rows], given["kl_sample_labels"][rows])
+                own = batch(given["samples"][rows], given["sample_labels"][rows], is_desirable=good)
+                micro_batches.append(replace(own, mismatched=mismatched))
+            found = learner.step(micro_batches, rate)
+            assert found.metrics["loss"] == pytest.approx(step["loss"], abs=1e-5)
+            assert found.grad_norm == pytest.approx(step["grad_norm"], rel=1e-5)
+            assert found.metrics["kl"] == pytest.approx(step["metrics"]["kl"], abs=1e-5)
