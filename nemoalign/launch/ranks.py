@@ -70,6 +70,7 @@ class _Ranks:
         self.first_failure: int | None = None
         self._dead: int | None = None
         """The rank that a signal of somebody else ended."""
+        self._report: Report | None = None
         self._stop: tuple[signal.Signals, float] | None = None
         self._second_stop: signal.Signals | None = None
 
@@ -127,6 +128,8 @@ class _Ranks:
             self._wait(SETTLE_SECONDS)
         codes = [process.poll() or 0 for process in self.processes]
         self._dead = next((rank for rank, code in enumerate(codes) if code < 0), None)
+        # What ranks say once they are told to end is no reason for the end.
+        self._report = first_report(self.directory)
         if self._alive():
             self._end(signal.SIGTERM)
             self._wait(TERMINATE_SECONDS)
@@ -147,7 +150,7 @@ class _Ranks:
             )
         if not any(codes):
             return
-        report = first_report(self.directory)
+        report = self._report
         # A rank that was killed has no words, but those it was connected to complain of a bug.
         if report is None or (report.exit_code == 1 and self._dead is not None):
             first = self.first_failure if self._dead is None else self._dead

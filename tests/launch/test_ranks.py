@@ -104,6 +104,17 @@ fail("This is a bug: connection reset by peer", 1)
     assert failure.exit_code == 7
 
 
+def test_what_a_rank_says_when_it_is_told_to_end_is_not_the_reason(ranks):
+    body = """
+if rank:
+    os.kill(os.getpid(), signal.SIGKILL)
+signal.signal(signal.SIGTERM, lambda *_: fail("Stopped as asked before training began.", 75))
+time.sleep(60)
+"""
+    failure = failure_of(ranks, body)
+    assert "rank 1 was killed (SIGKILL)" in str(failure)
+
+
 def test_a_rank_that_ignores_sigterm_is_killed(ranks, tmp_path):
     body = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -61,13 +61,8 @@ class Chain:
         self.peaceful_command = material.command(self.peaceful, steps, flags)
         self.tally = Tally()
 
-    def results(self):
-        """Strike and go on; yield one line of words a blow, then one for the end."""
-        for blow in self.blows:
-            yield str(blow), self._one(blow)
-        yield "to the end", self._finish()
-
-    def _one(self, blow: Blow) -> str:
+    def strike(self, blow: Blow) -> str:
+        """Start or go on, strike, and return what came of it, in words."""
         steps = self._steps()
         damage, extra, limit = "", [], None
         if blow.what == "full":
@@ -92,7 +87,8 @@ class Chain:
             watched.end()
         return f"{damage}{words}, newest is step {(after or [0])[-1]}"
 
-    def _finish(self) -> str:
+    def finish(self) -> str:
+        """Go on to the end and compare with the run that was left in peace."""
         steps = self._steps()
         watched = Watched(self.run, self.command)
         try:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.soak.blows import Blow
@@ -40,6 +41,7 @@ SLICE = (
 """One of every kind, for ``make test``."""
 
 
+END = "to the end"
 SAVES = {
     "async": [],
     "sync": ["--set", "exp_manager.checkpoint_callback_params.async_save=false"],
@@ -57,18 +59,14 @@ def plan(seed: int) -> list[tuple[str, list, list[Blow]]]:
     return chains
 
 
-def strike_all(chain: Chain) -> Iterator[tuple[str, str, bool]]:
-    """Yield what was done, what came of it, and whether it is as it must be."""
-    results = chain.results()
-    while True:
+def run_chain(chain: Chain) -> Iterator[tuple[str, str, bool]]:
+    """Yield what was done, what came of it, and whether it is as it must be; go on after a failure."""
+    deeds = [(str(blow), partial(chain.strike, blow)) for blow in chain.blows]
+    for done, deed in [*deeds, (END, chain.finish)]:
         try:
-            done, words = next(results)
-        except StopIteration:
-            return
+            yield done, deed(), True
         except AssertionError as error:
-            yield "FAILED", str(error), False
-            return
-        yield done, words, True
+            yield done, f"FAILED: {error}", False
 
 
 def main() -> int:
@@ -87,14 +85,14 @@ def main() -> int:
             if known.only and not name.startswith(tuple(known.only.split(","))):
                 continue
             chain = Chain(material, name, flags, blows, known.seed)
-            for done, words, ok in strike_all(chain):
+            for done, words, ok in run_chain(chain):
                 print(f"{name:14} {done:26} {words}", flush=True)
-                exact += done == "to the end"
+                exact += ok and done == END
                 failed += not ok
             kills += chain.tally.kills
             inside += chain.tally.inside_saves
             validations += chain.tally.inside_validations
-            slowest = max(slowest, *chain.tally.seconds_to_die)
+            slowest = max([slowest, *chain.tally.seconds_to_die])
     print(
         f"{kills} kills, {inside} of them inside a save; {validations} stops inside a validation; "
         f"{exact} runs exact, {failed} failed; the slowest was gone after {slowest:.1f} s; "
