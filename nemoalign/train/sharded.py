@@ -47,6 +47,11 @@ def load_sharded(learner: Learner, folder: Path, *, adapters_only: bool) -> None
         wrong = [key for key in unexpected if not key.endswith("_extra_state")]
         if wrong or (missing and not adapters_only):
             raise SourceError(f"{folder.parent} does not fit this model: {wrong or missing}.")
+    if "updates" not in state:
+        raise SourceError(
+            f"{folder.parent} is of an earlier nemoalign, whose optimizer state is not read. Start "
+            f"from its weights: --ckpt {folder.parent}, and another directory with -o."
+        )
     learner.updates = state["updates"]
     weights = _sharded_weights(learner, adapters_only=adapters_only)
     restore_optimizer(learner.optimizer, weights, state.get("optimizer", {}), learner.updates)

@@ -53,3 +53,11 @@ def test_a_hostile_pickle_is_refused_before_megatron_reads_it(learner, weights) 
     (weights / ".metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(SourceError, match="system"):
         load_sharded(learner, weights, adapters_only=True)
+
+
+def test_a_checkpoint_without_the_number_of_updates_is_refused_in_words(learner, weights) -> None:
+    common = torch.load(weights / "common.pt", weights_only=False)
+    del common["updates"]
+    torch.save(common, weights / "common.pt")
+    with pytest.raises(SourceError, match="of an earlier nemoalign"):
+        load_sharded(learner, weights, adapters_only=True)
