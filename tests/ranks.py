@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=30)
-JOB_SECONDS = 90
+COLLECTIVE_TIMEOUT = timedelta(seconds=90)
+JOB_SECONDS = 180
 
 
 class RankPool:
