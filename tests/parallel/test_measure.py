@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from nemoalign.parallel.measure import Stopwatch, peak_memory
+from nemoalign.parallel.measure import Stopwatch
 
 CPU = torch.device("cpu")
 
