@@ -141,7 +141,7 @@ class PairDataset(JudgedDataset):
         def read(record: Record) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
             return self._sides(reader(record))
 
-        return JudgedFile(file, 2, read), _schema("pairs")
+        return JudgedFile(file, 2, read), _schema("answers of pairs")
 
     def _sides(self, pair: PairRow) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
         better, worse = self.default_rewards
@@ -162,14 +162,14 @@ class LabelDataset(JudgedDataset):
         first = file.record(0)
         pairs = pair_reader(first)
         if pairs is not None:
-            return JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r)))), _schema("unpaired")
+            return JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r)))), _schema("answers of pairs, labelled")
         if not has_label(first):
             raise DataError(
                 f"{file.where(0)} has {listed(first)}, which is no answer with a label. Known are "
                 '"prompt", "completion" and "label", "prompt", "response" and "preference", '
                 '"messages" and "label", or preference pairs.'
             )
-        return JudgedFile(file, 1, lambda r: _labelled([label_row(r)])), _schema("labels")
+        return JudgedFile(file, 1, lambda r: _labelled([label_row(r)])), _schema("labelled answers")
 
     def of_batch(self, batch: Sequence[int] | np.ndarray) -> Callable[[int], Judged]:
         """Return how to read the rows of a global batch, each with a mismatched answer of another.

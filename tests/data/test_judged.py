@@ -49,7 +49,7 @@ def test_a_pair_is_its_two_answers_and_their_rewards(tmp_path) -> None:
     assert pairs.lengths is not None
     assert pairs.lengths.tolist() == [pairs.length(0), pairs.length(1)]
     assert pairs.place(1).endswith("line 2")
-    assert "6 rows (pairs)" in pairs.report().lines()[0]
+    assert "6 rows (answers of pairs)" in pairs.report().lines()[0]
     assert len(pairs.encoded_anew(0)) == 2
 
 
