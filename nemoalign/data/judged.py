@@ -162,7 +162,9 @@ class LabelDataset(JudgedDataset):
         first = file.record(0)
         pairs = pair_reader(first)
         if pairs is not None:
-            return JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r)))), _schema("answers of pairs, labelled")
+            return JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r)))), _schema(
+                "labelled pairs"
+            )
         if not has_label(first):
             raise DataError(
                 f"{file.where(0)} has {listed(first)}, which is no answer with a label. Known are "
