@@ -29,6 +29,11 @@ from nemoalign.launch.reports import report_failure
 
 PROGRAM = "nemoalign"
 BUG = 1
+FULL = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EFBIG: "No file may be that large here",
+}
 
 EXIT_CODES = """Exit codes
   0 done   2 wrong command or setting   3 input missing or no checkpoint   4 content mismatch
@@ -138,8 +143,10 @@ def _lack(error: BaseException) -> str | None:
     """Return what the machine lacks, when that is what went wrong."""
     if isinstance(error, MemoryError):
         return f"Memory ran out: {error or 'no more is to be had'}."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {error.filename or error}. Free some space, or write elsewhere."
+    if isinstance(error, OSError) and error.errno in FULL:
+        return (
+            f"{FULL[error.errno]}: {error.filename or error}. Free some space, or write elsewhere."
+        )
     return None
 
 

@@ -114,6 +114,7 @@ def test_verbose_adds_the_traceback(tmp_path):
         (KeyError("x"), 1, "This is a bug in nemoalign: KeyError: 'x'"),
         (FileNotFoundError(2, "gone", "x"), 1, "This is a bug"),
         (OSError(28, "No space left on device", "m.nemo"), 7, "The disk is full: m.nemo"),
+        (OSError(27, "File too large", "m.nemo"), 7, "No file may be that large here: m.nemo"),
         (MemoryError(), 7, "Memory ran out"),
         (ConflictError("m.nemo exists."), 5, "error: m.nemo exists.\n"),
         (KeyboardInterrupt(), 130, "Interrupted."),

@@ -158,7 +158,7 @@ def _twice(blow: Blow, watched: Watched, draw: random.Random, tally: Tally) -> s
 
 
 def _full(blow: Blow, watched: Watched, draw: random.Random, tally: Tally) -> str:
-    """No file may grow beyond half a checkpoint: the run cannot save, says so, and loses nothing."""
+    """No file may grow as large as the largest of a checkpoint: the run cannot save, says so, and loses nothing."""
     del blow, draw, tally
     code = watched.wait()
     _insist(watched, code == NO_DISK, f"exit code {code}")
@@ -197,7 +197,7 @@ def damage_newest(run: Path, draw: random.Random) -> str:
 def room_to_fail(run: Path) -> int:
     """Return a size limit under which the newest checkpoint could not have been written."""
     newest = max((run / "checkpoints").glob("megatron_gpt--*.ckpt"), key=step_of)
-    return max(path.stat().st_size for path in newest.rglob("*") if path.is_file()) // 2
+    return max(path.stat().st_size for path in newest.rglob("*") if path.is_file()) * 3 // 4
 
 
 def _insist_on_clean_end(watched: Watched, code: int) -> None:

@@ -15,7 +15,7 @@ LAYOUTS = {
     "TP2": ["--tp", 2],
     "PP2": ["--pp", 2],
     "DP2": ["--devices", 2],
-    "TP2 LoRA": ["--tp", 2, "--lora", 4],
+    "TP2 LoRA": ["--tp", 2, "--lora", 8],
 }
 COMPARED = ("loss", "grad_norm", "lr", "consumed_samples", "epoch", "val_loss")
 STEPS_A_BLOW = 4
