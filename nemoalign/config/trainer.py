@@ -109,8 +109,10 @@ class CheckpointCallback(Section):
     mode: Literal["min", "max"] = setting(
         "min", "Whether a low or a high value of --monitor is good."
     )
-    async_save: bool = setting(
-        True, "Write checkpoints in a process of their own while training goes on."
+    async_save: bool | None = setting(
+        None,
+        "Write checkpoints in a process of their own while training goes on.",
+        shown="on GPUs; on CPUs it takes cores and memory from training",
     )
 
 

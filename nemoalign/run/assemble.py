@@ -96,9 +96,11 @@ def _checkpointer(
         adapters_only=config.model.peft.peft_scheme == "lora",
     )
     archiver = Archiver(archive_prefix(merged), reporter) if speaking_rank() else None
-    return Checkpointer(
-        rotation, learner, contents, in_background=keep.async_save, archiver=archiver
-    )
+    # On a CPU the writer takes cores and memory from training: benchmarks/save_stall.py.
+    in_background = keep.async_save
+    if in_background is None:
+        in_background = learner.backend.name == "cuda"
+    return Checkpointer(rotation, learner, contents, in_background=in_background, archiver=archiver)
 
 
 def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:

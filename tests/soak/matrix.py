@@ -43,7 +43,7 @@ SLICE = (
 
 END = "to the end"
 SAVES = {
-    "async": [],
+    "async": ["--set", "exp_manager.checkpoint_callback_params.async_save=true"],
     "sync": ["--set", "exp_manager.checkpoint_callback_params.async_save=false"],
 }
 

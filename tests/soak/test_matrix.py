@@ -3,7 +3,7 @@
 import pytest
 
 from tests.soak.chain import Chain, Material
-from tests.soak.matrix import OTHERS, SLICE, plan, run_chain
+from tests.soak.matrix import OTHERS, SAVES, SLICE, plan, run_chain
 from tests.soak.watched import DEADLINE_SECONDS
 
 
@@ -11,7 +11,7 @@ from tests.soak.watched import DEADLINE_SECONDS
 def test_a_run_that_is_killed_damaged_stopped_and_without_room_ends_as_if_left_in_peace(
     tmp_path,
 ) -> None:
-    chain = Chain(Material.make(tmp_path), "1 rank", [], list(SLICE), seed=4)
+    chain = Chain(Material.make(tmp_path), "1 rank", SAVES["async"], list(SLICE), seed=4)
     assert [words for _, words, ok in run_chain(chain) if not ok] == []
     assert chain.tally.kills == 2
     assert max(chain.tally.seconds_to_die) < DEADLINE_SECONDS
