@@ -1,20 +1,30 @@
-"""Conversations in the spellings people keep them in: OpenAI messages, ShareGPT, Alpaca and NeMo's own."""
+"""Conversations in the spellings people keep them in.
+
+OpenAI messages, ShareGPT, Alpaca, HH-RLHF's text and NeMo's own.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from nemoalign.data.rows import (
     ChatRow,
+    Dialogue,
+    Message,
     NemoChatRow,
     Record,
     Turn,
     answer_of,
     checked_text,
+    list_of,
     text_of,
 )
 from nemoalign.errors import DataError
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -81,18 +91,72 @@ def sharegpt_messages(record: Record) -> list[dict[str, Any]]:
     return plain
 
 
+def sharegpt_turn(turn: object, what: str) -> Message:
+    """Return one turn {from, value} of ShareGPT as a message."""
+    speaker = turn.get("from") if isinstance(turn, dict) else None
+    if not isinstance(turn, dict) or not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+        raise DataError(f'has {what} without a "from" that is one of {", ".join(SHAREGPT_ROLES)}.')
+    return {"role": SHAREGPT_ROLES[speaker], "content": checked_text(turn.get("value"), what)}
+
+
 def alpaca_row(record: Record) -> ChatRow:
     """Return an Alpaca row as a question, its input below the instruction, and its answer."""
+    answer = {"role": "assistant", "content": answer_of(record, "output")}
+    return ChatRow([*alpaca_prompt(record), answer], None)
+
+
+def alpaca_prompt(record: Record) -> list[dict[str, Any]]:
+    """Return the question of an Alpaca row, its input below the instruction, after its system text."""
     question = text_of(record, "instruction")
     if record.get("input"):
         question = f"{question}\n\n{text_of(record, 'input')}"
-    plain = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer_of(record, "output")},
-    ]
+    plain = [{"role": "user", "content": question}]
     if isinstance(record.get("system"), str) and record["system"]:
         plain.insert(0, {"role": "system", "content": checked_text(record["system"], '"system"')})
-    return ChatRow(plain, None)
+    return plain
+
+
+def hh_messages(text: str) -> list[Message]:
+    r"""Return the turns of ``\n\nHuman: ...\n\nAssistant: ...``; none when the text has no such turns."""
+    parts = _HH_TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    if parts[0].strip() or len(parts) < 3:
+        return []
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": _HH_ROLES[who], "content": said.strip()} for who, said in turns]
+
+
+def prompt_of(value: object, what: str = '"prompt"') -> Sequence[Message] | str:
+    """Return a prompt: messages or text; HH-RLHF's turns become messages."""
+    if not isinstance(value, str):
+        return messages_of(value, what)
+    turns = hh_messages(checked_text(value, what))
+    if len(turns) < 2:
+        return value
+    said = [turn for turn in turns if turn["content"]]
+    if not said:
+        raise DataError(f"has nothing but empty turns as {what}. Remove the row or fill it.")
+    return said
+
+
+def after(prompt: Sequence[Message] | str, answer: object, what: str) -> Dialogue:
+    """Return the answer after its prompt, in the prompt's form."""
+    if isinstance(answer, str):
+        text = checked_text(answer, what)
+        if isinstance(prompt, str):
+            return Dialogue(prompt, text)
+        return Dialogue(prompt, [{"role": "assistant", "content": text}])
+    said = [answer] if isinstance(answer, dict) else list_of(answer, what)
+    messages = [checked_message(message, f"a message of {what}") for message in said]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return Dialogue(prompt, messages)
+
+
+def is_said(answer: Sequence[Message] | str) -> bool:
+    """True when an answer is more than white space."""
+    if isinstance(answer, str):
+        return bool(answer.strip())
+    return any(message["content"].strip() or message.get("tool_calls") for message in answer)
 
 
 def nemo_chat_row(record: Record) -> NemoChatRow:
@@ -135,16 +199,22 @@ def _turns(record: Record) -> Sequence[Record]:
 
 
 def _chat(plain: list[dict[str, Any]], record: Record) -> ChatRow:
-    tools = record.get("tools")
-    if tools is not None and not _are_objects(tools):
-        raise DataError('has something else than a list of objects as "tools".')
+    tools = tools_of(record)
     answers = [message for message in plain if message["role"] == "assistant"]
     if not answers:
         raise DataError("has no assistant message: there is nothing to learn. Remove the row.")
     for message in answers:
         if not message["content"].strip() and not message.get("tool_calls"):
             raise DataError("has an empty assistant message. Remove the row or fill it.")
-    return ChatRow(plain, tools or None)
+    return ChatRow(plain, tools)
+
+
+def tools_of(record: Record) -> list[dict[str, Any]] | None:
+    """Return the tools that a conversation may use, if a row has any."""
+    tools = record.get("tools")
+    if tools is not None and not _are_objects(tools):
+        raise DataError('has something else than a list of objects as "tools".')
+    return tools or None
 
 
 def checked_message(message: object, name: str) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class Encoder:
         return [self._unwritten(row) for row in read_rows(file, schema, rows)]
 
     def _unwritten(self, row: Row) -> str | None:
+        if isinstance(row, Dialogue):
+            if isinstance(row.prompt, str) or isinstance(row.answer, str):
+                return "tools" if row.tools else None
+            row = ChatRow([*row.prompt, *row.answer], row.tools)
         try:
             return unwritten(row, self.tokenizer) if isinstance(row, ChatRow) else None
         except DataError:  # it insists on something, so it writes it; the row itself was rendered

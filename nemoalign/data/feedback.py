@@ -7,12 +7,21 @@ Labels are NeMo-Aligner's ``preference``, TRL's ``label``, LLaMA-Factory's ``kto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nemoalign.data.conversations import messages_of, sharegpt_messages
-from nemoalign.data.preferences import PairRow, after, hh_messages, prompt_of
-from nemoalign.data.rows import Dialogue, Record, listed, text_of
+from nemoalign.data.conversations import (
+    after,
+    alpaca_prompt,
+    hh_messages,
+    is_said,
+    messages_of,
+    prompt_of,
+    sharegpt_messages,
+    tools_of,
+)
+from nemoalign.data.preferences import PairRow
+from nemoalign.data.rows import Dialogue, Record, checked_number, listed, text_of
 from nemoalign.errors import DataError
 
 LABEL_FIELDS = ("label", "preference", "kto_tag", "desirable")
@@ -73,7 +82,10 @@ def score_row(record: Record, missing: float) -> ScoreRow:
     else:
         values = [record.get(name) for name in HELPSTEER]
         dialogue = dialogue_of(record)
-    scores = [None if value is None or value == missing else _number(value) for value in values]
+    scores = [
+        None if value is None or value == missing else checked_number(value, "a score")
+        for value in values
+    ]
     if all(score is None for score in scores):
         raise DataError("has no score at all. Remove the row.")
     return ScoreRow(dialogue, scores)
@@ -82,23 +94,30 @@ def score_row(record: Record, missing: float) -> ScoreRow:
 def dialogue_of(record: Record) -> Dialogue:
     """Return prompt and answer of a row that holds one answer."""
     fields = _answer_fields(record)
+    if fields is None:
+        raise DataError(f"has no answer; it has {listed(record)}.")
+    found = _dialogue(record, fields)
+    if not is_said(found.answer):
+        raise DataError(f'has an empty answer in "{fields[-1]}". Remove the row or fill it.')
+    if not isinstance(found.answer, str) and found.answer[-1]["role"] != "assistant":
+        raise DataError("does not end with an assistant message, so no answer is judged.")
+    return replace(found, tools=tools_of(record))
+
+
+def _dialogue(record: Record, fields: tuple[str, ...]) -> Dialogue:
     match fields:
         case ("messages",) | ("conversations",):
             read = sharegpt_messages if fields == ("conversations",) else _messages
             *prompt, answer = read(record)
-            if answer["role"] != "assistant":
-                raise DataError("does not end with an assistant message, so no answer is judged.")
             return Dialogue(prompt, [answer])
         case ("text",):
             turns = hh_messages(text_of(record, "text"))
             return Dialogue(turns[:-1], turns[-1:]) if turns else Dialogue("", record["text"])
-        case (prompt_field, answer_field):
-            made = after(prompt_of(record[prompt_field]), record[answer_field], f'"{answer_field}"')
-            if isinstance(made.answer, str) and not made.answer.strip():
-                raise DataError(f'has an empty "{answer_field}". Remove the row or fill it.')
-            return made
+        case ("instruction", _):
+            prompt = alpaca_prompt(record)
         case _:
-            raise DataError(f"has no answer; it has {listed(record)}.")
+            prompt = prompt_of(record[fields[0]], f'"{fields[0]}"')
+    return after(prompt, record[fields[-1]], f'"{fields[-1]}"')
 
 
 def label_field(record: Record) -> str | None:
@@ -132,9 +151,3 @@ def _wanted(value: object, field: str) -> bool:
         f'has {value!r} as "{field}", which is no label. Use true and false, 1 and 0, '
         '"chosen" and "rejected".'
     )
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"has {value!r} as a score, which must be a number.")
-    return float(value)

@@ -130,15 +130,15 @@ def read_rows(file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Row]:
 def check_rows(file: RowFile, schema: Schema, rows: Sequence[int]) -> None:
     """Read some rows; raises DataError with the first bad line and the number of others."""
     first: DataError | None = None
-    bad = 0
+    bad: set[str] = set()
     for row in rows:
         try:
             _read(file, schema, row)
         except DataError as error:
             first = first or error
-            bad += 1
+            bad.add(file.where(row))  # of a pair both answers say so
     if first is not None:
-        others = f" {bad - 1} more of {len(rows)} rows are wrong too." if bad > 1 else ""
+        others = f" {len(bad) - 1} more are wrong too." if len(bad) > 1 else ""
         raise DataError(f"{first}{others}") from first
 
 

@@ -7,17 +7,32 @@ HelpSteer3's strengths.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nemoalign.data.conversations import SHAREGPT_ROLES, checked_message, messages_of
-from nemoalign.data.rows import Dialogue, Message, Record, checked_text, text_of
+from nemoalign.data.conversations import (
+    after,
+    alpaca_prompt,
+    hh_messages,
+    is_said,
+    messages_of,
+    prompt_of,
+    sharegpt_messages,
+    sharegpt_turn,
+    tools_of,
+)
+from nemoalign.data.rows import (
+    Dialogue,
+    Message,
+    Record,
+    checked_text,
+    list_of,
+    listed,
+    number_of,
+    value_of,
+)
 from nemoalign.errors import DataError
-
-_HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +48,25 @@ class PairRow:
 
 def pair_reader(record: Record) -> Callable[[Record], PairRow] | None:
     """Return what reads rows of the shape of ``record``, or None when it holds no pair."""
-    for fields, reader in _READERS:
-        if record.keys() >= set(fields):
-            return reader
-    return None
+    fields = _fields_of(record)
+    return None if fields is None else lambda later: _read(later, fields)
+
+
+def _fields_of(record: Record) -> tuple[str, ...] | None:
+    return next((fields for fields in _READERS if record.keys() >= set(fields)), None)
+
+
+def _read(record: Record, fields: tuple[str, ...]) -> PairRow:
+    """Read a row of a file whose first one was told by ``fields``."""
+    for field in fields:
+        value_of(record, field)
+    found = _fields_of(record)
+    if found != fields:
+        raise DataError(
+            f"has {listed(found or ())}, while the file's first row is told by {listed(fields)}. "
+            "Keep rows of one form in a file."
+        )
+    return _READERS[fields](record)
 
 
 def _nemo(record: Record) -> PairRow:
@@ -80,9 +110,7 @@ def _two_messages(record: Record) -> PairRow:
 
 def _sharegpt(record: Record) -> PairRow:
     """Read ``conversations`` and two answers {from, value}."""
-    prompt = [_turn(turn, "a turn") for turn in _listed(record["conversations"], '"conversations"')]
-    if isinstance(record.get("system"), str) and record["system"]:
-        prompt.insert(0, {"role": "system", "content": checked_text(record["system"], '"system"')})
+    prompt = sharegpt_messages(record)
     return _pair(
         record,
         Dialogue(prompt, [_answer_turn(record["chosen"], '"chosen"')]),
@@ -92,10 +120,7 @@ def _sharegpt(record: Record) -> PairRow:
 
 def _alpaca(record: Record) -> PairRow:
     """Read ``instruction``, ``input`` and two answers."""
-    question = text_of(record, "instruction")
-    if record.get("input"):
-        question = f"{question}\n\n{text_of(record, 'input')}"
-    prompt = [{"role": "user", "content": question}]
+    prompt = alpaca_prompt(record)
     return _pair(
         record,
         after(prompt, record["chosen"], '"chosen"'),
@@ -116,10 +141,10 @@ def _rejected_response(record: Record) -> PairRow:
 def _ranked(record: Record) -> PairRow:
     """Read NeMo-RL's ``context`` and ``completions``: the lowest rank against the highest."""
     prompt = messages_of(record["context"], '"context"')
-    ranked = _listed(record["completions"], '"completions"')
+    ranked = list_of(record["completions"], '"completions"')
     if len(ranked) < 2 or not all(isinstance(one, dict) and "rank" in one for one in ranked):
         raise DataError('needs two or more "completions", each with a "rank" and a "completion".')
-    best, *_, worst = sorted(ranked, key=lambda one: one["rank"])
+    best, *_, worst = sorted(ranked, key=lambda one: number_of(one, "rank"))
     if best["rank"] == worst["rank"]:
         raise DataError('has no better completion: every "rank" is the same. Remove the row.')
     return _pair(
@@ -131,39 +156,42 @@ def _ranked(record: Record) -> PairRow:
 
 def _strength(record: Record) -> PairRow:
     """Read HelpSteer3's ``response1``, ``response2`` and ``overall_preference``, below 0 for the first."""
-    prompt = prompt_of(record["context"])
+    prompt = prompt_of(record["context"], '"context"')
     strength = number_of(record, "overall_preference")
     if not strength:
         raise DataError('prefers neither response ("overall_preference" is 0). Remove the row.')
     first = after(prompt, record["response1"], '"response1"')
     second = after(prompt, record["response2"], '"response2"')
     chosen, rejected = (first, second) if strength < 0 else (second, first)
-    return PairRow(chosen, rejected, margin=abs(strength))
+    return replace(_pair(record, chosen, rejected), margin=abs(strength))
 
 
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Record], PairRow]], ...] = (
-    (("prompt", "chosen_response", "rejected_response"), _nemo),
-    (("context", "response1", "response2", "overall_preference"), _strength),
-    (("context", "completions"), _ranked),
-    (("chosen_messages", "rejected_messages"), _two_messages),
-    (("messages", "rejected_response"), _rejected_response),
-    (("conversations", "chosen", "rejected"), _sharegpt),
-    (("instruction", "chosen", "rejected"), _alpaca),
-    (("prompt", "chosen", "rejected"), _explicit),
-    (("chosen", "rejected"), _implicit),
-)
+_READERS: dict[tuple[str, ...], Callable[[Record], PairRow]] = {
+    ("prompt", "chosen_response", "rejected_response"): _nemo,
+    ("context", "response1", "response2", "overall_preference"): _strength,
+    ("context", "completions"): _ranked,
+    ("chosen_messages", "rejected_messages"): _two_messages,
+    ("messages", "rejected_response"): _rejected_response,
+    ("conversations", "chosen", "rejected"): _sharegpt,
+    ("instruction", "chosen", "rejected"): _alpaca,
+    ("prompt", "chosen", "rejected"): _explicit,
+    ("chosen", "rejected"): _implicit,
+}
 """Fields a spelling has and what reads it; the first that fits wins."""
 
 
 def _pair(record: Record, chosen: Dialogue, rejected: Dialogue) -> PairRow:
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not _said(side.answer):
+        if not is_said(side.answer):
             raise DataError(f"has an empty {name} answer. Remove the row or fill it.")
+    if isinstance(chosen.answer, str) != isinstance(rejected.answer, str):
+        raise _two_forms(chosen.answer)
     if chosen.answer == rejected.answer:
         raise DataError("has the same answer as chosen and as rejected. Remove the row.")
+    tools = tools_of(record)
     return PairRow(
-        chosen,
-        rejected,
+        replace(chosen, tools=tools),
+        replace(rejected, tools=tools),
         chosen_reward=_one_of(record, ("chosen_reward", "score_chosen", "chosen_score")),
         rejected_reward=_one_of(record, ("rejected_reward", "score_rejected", "rejected_score")),
         margin=_one_of(record, ("margin",)),
@@ -172,6 +200,8 @@ def _pair(record: Record, chosen: Dialogue, rejected: Dialogue) -> PairRow:
 
 def _parted(record: Record, chosen: Any, rejected: Any) -> PairRow:
     """Return the pair of two whole conversations, parted where they begin to differ."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise _two_forms(chosen)
     if isinstance(chosen, str):
         at = _common_words(chosen, rejected)
         return _pair(
@@ -184,6 +214,13 @@ def _parted(record: Record, chosen: Any, rejected: Any) -> PairRow:
         at += 1
     prompt = chosen[:at]
     return _pair(record, Dialogue(prompt, chosen[at:]), Dialogue(prompt, rejected[at:]))
+
+
+def _two_forms(chosen: object) -> DataError:
+    forms = ("text", "messages") if isinstance(chosen, str) else ("messages", "text")
+    return DataError(
+        f"has {forms[0]} as the chosen answer and {forms[1]} as the rejected one. Give both in one form."
+    )
 
 
 def _common_words(one: str, other: str) -> int:
@@ -204,72 +241,15 @@ def _whole(value: object, what: str) -> Sequence[Message] | str:
     return hh_messages(checked_text(value, what)) or value
 
 
-def hh_messages(text: str) -> list[Message]:
-    r"""Return the turns of ``\n\nHuman: ...\n\nAssistant: ...``; none when the text has no such turns."""
-    parts = _HH_TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
-    if parts[0].strip() or len(parts) < 3:
-        return []
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": _HH_ROLES[who], "content": said.strip()} for who, said in turns]
-
-
-def prompt_of(value: object) -> Sequence[Message] | str:
-    """Return a prompt: messages or text; HH-RLHF's turns become messages."""
-    if not isinstance(value, str):
-        return messages_of(value, '"prompt"')
-    turns = hh_messages(checked_text(value, '"prompt"'))
-    return [turn for turn in turns if turn["content"]] if len(turns) > 1 else value
-
-
-def after(prompt: Sequence[Message] | str, answer: object, what: str) -> Dialogue:
-    """Return the answer after its prompt, in the prompt's form."""
-    if isinstance(answer, str):
-        text = checked_text(answer, what)
-        if isinstance(prompt, str):
-            return Dialogue(prompt, text)
-        return Dialogue(prompt, [{"role": "assistant", "content": text}])
-    said = [answer] if isinstance(answer, dict) else _listed(answer, what)
-    messages = [checked_message(message, f"a message of {what}") for message in said]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    return Dialogue(prompt, messages)
-
-
 def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and len(value) > 1
-
-
-def _turn(turn: object, what: str) -> Message:
-    if not isinstance(turn, dict) or turn.get("from") not in SHAREGPT_ROLES:
-        raise DataError(f'has {what} without a "from" that is one of {", ".join(SHAREGPT_ROLES)}.')
-    return {"role": SHAREGPT_ROLES[turn["from"]], "content": checked_text(turn.get("value"), what)}
 
 
 def _answer_turn(answer: object, what: str) -> Message:
     if isinstance(answer, str):
         return {"role": "assistant", "content": checked_text(answer, what)}
-    return _turn(answer, what)
-
-
-def _listed(value: object, what: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"has no list as {what}.")
-    return value
-
-
-def _said(answer: Sequence[Message] | str) -> bool:
-    if isinstance(answer, str):
-        return bool(answer.strip())
-    return any(str(m["content"]).strip() or m.get("tool_calls") for m in answer)
+    return sharegpt_turn(answer, what)
 
 
 def _one_of(record: Record, names: Sequence[str]) -> float | None:
     return next((number_of(record, n) for n in names if record.get(n) is not None), None)
-
-
-def number_of(record: Record, key: str) -> float:
-    """Return the number in a field; DataError without the place, which the caller knows."""
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f'has {value!r} as "{key}", which must be a number.')
-    return float(value)

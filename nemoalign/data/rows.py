@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +71,44 @@ class Dialogue:
 Row = PromptRow | ChatRow | NemoChatRow | TokenRow | Dialogue
 
 
-def text_of(record: Record, key: str) -> str:
-    """Return the text in a field; DataError without the place, which the caller knows."""
+def value_of(record: Record, key: str) -> Any:
+    """Return what is in a field; DataError without the place, which the caller knows."""
     if key not in record:
         raise DataError(
             f'has no "{key}" field; it has {listed(record)}. Every row of a file has the same fields.'
         )
-    return checked_text(record[key], f'"{key}"')
+    return record[key]
+
+
+def text_of(record: Record, key: str) -> str:
+    """Return the text in a field; DataError without the place, which the caller knows."""
+    return checked_text(value_of(record, key), f'"{key}"')
+
+
+def number_of(record: Record, key: str) -> float:
+    """Return the number in a field; DataError without the place, which the caller knows."""
+    return checked_number(value_of(record, key), f'"{key}"')
+
+
+def checked_number(value: object, what: str) -> float:
+    """Return ``value`` when it is a finite number; DataError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise DataError(f"has {value!r:.60} as {what}, which must be a number.")
+    return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def list_of(value: object, what: str) -> list[Any]:
+    """Return ``value`` when it is a list of something; DataError otherwise."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"has no list as {what}.")
+    return value
 
 
 def answer_of(record: Record, key: str) -> str:

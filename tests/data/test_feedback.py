@@ -1,6 +1,7 @@
 """Labels and scores of single answers, in all their spellings."""
 
 import pytest
+from hypothesis import given
 
 from nemoalign.data.feedback import (
     LabelRow,
@@ -13,6 +14,7 @@ from nemoalign.data.feedback import (
 )
 from nemoalign.data.preferences import Dialogue, PairRow
 from nemoalign.errors import DataError
+from tests.data.records import FINISHED, is_finished, records
 
 USER, SAID = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 CHAT = Dialogue([USER], [SAID])
@@ -51,7 +53,7 @@ def test_conversations_carry_labels_too(record) -> None:
 def test_what_is_no_label_and_no_answer_says_so() -> None:
     with pytest.raises(DataError, match="'maybe' as \"label\""):
         label_row({"prompt": "Q", "completion": "A", "label": "maybe"})
-    with pytest.raises(DataError, match='empty "completion"'):
+    with pytest.raises(DataError, match='empty answer in "completion"'):
         label_row({"prompt": "Q", "completion": " ", "label": True})
     with pytest.raises(DataError, match="does not end with an assistant message"):
         label_row({"messages": [SAID, USER], "label": True})
@@ -72,3 +74,33 @@ def test_scores_of_helpsteer_and_of_nemo() -> None:
     assert score_row(plain, -100) == ScoreRow(Dialogue("", "whole text"), [1.0, None, 0.0])
     with pytest.raises(DataError, match="no score at all"):
         score_row({"text": "x", "label": [-100, -100]}, -100)
+
+
+def test_the_input_of_an_instruction_is_part_of_the_question() -> None:
+    record = {
+        "instruction": "Add.",
+        "input": "1 2",
+        "output": "3",
+        "label": True,
+        "system": "Count.",
+    }
+    prompt = [{"role": "system", "content": "Count."}, {"role": "user", "content": "Add.\n\n1 2"}]
+    said = [{"role": "assistant", "content": "3"}]
+    assert label_row(record).dialogue == Dialogue(prompt, said)
+
+
+def test_tools_stay_with_the_answer_that_may_use_them() -> None:
+    tools = [{"type": "function", "function": {"name": "listen"}}]
+    record = {"messages": [USER, SAID], "label": True, "tools": tools}
+    assert label_row(record).dialogue.tools == tools
+
+
+@FINISHED
+@given(records())
+def test_any_record_is_a_labelled_or_scored_answer_or_a_data_error(record) -> None:
+    for read in (label_row, lambda one: score_row(one, -100)):
+        try:
+            row = read(record)
+        except DataError:
+            continue
+        assert is_finished(row.dialogue)

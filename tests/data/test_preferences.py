@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nemoalign.data.preferences import Dialogue, hh_messages, pair_reader
 from nemoalign.errors import DataError
+from tests.data.records import FINISHED, is_finished, records
 
 USER, MORE = {"role": "user", "content": "Hi?"}, {"role": "user", "content": "More!"}
 GOOD, BAD = {"role": "assistant", "content": "Good."}, {"role": "assistant", "content": "Bad."}
@@ -116,6 +117,65 @@ def test_rows_that_hold_no_preference_say_so(record, says) -> None:
     assert reader is not None
     with pytest.raises(DataError, match=says):
         reader(record)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "says"),
+    [
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            {"prompt": "Q", "chosen": "A"},
+            'no "rejected" field; it has "prompt" and "chosen"',
+        ),
+        (
+            {"chosen": "A B", "rejected": "A C"},
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            'first row is told by "chosen" and "rejected"',
+        ),
+        (
+            {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            {"chosen": [USER, GOOD], "rejected": "Bad."},
+            "messages as the chosen answer and text as the rejected",
+        ),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            {"prompt": "Q", "chosen": [GOOD], "rejected": "B"},
+            "messages as the chosen answer and text as the rejected",
+        ),
+        (
+            AS_MESSAGES["ranked"],
+            AS_MESSAGES["ranked"] | {"completions": [{"rank": 1}, {"rank": "first"}]},
+            "'first' as \"rank\", which must be a number",
+        ),
+        (
+            AS_MESSAGES["HelpSteer3"],
+            AS_MESSAGES["HelpSteer3"] | {"response2": ""},
+            "empty rejected answer",
+        ),
+        (AS_MESSAGES["ShareGPT"], AS_MESSAGES["ShareGPT"] | {"chosen": {"from": []}}, '"from"'),
+        (
+            AS_MESSAGES["TRL, messages"],
+            AS_MESSAGES["TRL, messages"] | {"margin": 10**400},
+            '"margin", which must be a number',
+        ),
+    ],
+)
+def test_a_later_row_that_lacks_something_says_what(first, later, says) -> None:
+    reader = pair_reader(first)
+    assert reader is not None
+    with pytest.raises(DataError, match=says):
+        reader(later)
+
+
+@FINISHED
+@given(st.sampled_from([*AS_MESSAGES.values()]), records())
+def test_any_record_is_a_pair_or_a_data_error_whatever_the_first_row_was(first, record) -> None:
+    for reader in (pair_reader(first), pair_reader(record)):
+        try:
+            pair = None if reader is None else reader(record)
+        except DataError:
+            continue
+        assert pair is None or (is_finished(pair.chosen) and is_finished(pair.rejected))
 
 
 def test_rows_without_a_pair_are_left_to_others() -> None:
