@@ -22,7 +22,6 @@ from nemoalign.algorithms.pair_losses import (
     Pairs,
 )
 from nemoalign.algorithms.ranks import AT_RANK, at_ranks
-from nemoalign.errors import ConfigError
 from nemoalign.model.forward import forward_logprobs
 from nemoalign.train.algorithm import Algorithm, LossOutput
 from nemoalign.train.metrics import Mean
@@ -69,11 +68,11 @@ class Dpo(Algorithm):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.losses = parse_losses(config.preference_loss)
+        self.losses = config.losses
         self.options = PairOptions(
             beta=config.ref_policy_kl_penalty,
             label_smoothing=config.label_smoothing,
-            average=config.preference_average_log_probs,
+            average=bool(config.preference_average_log_probs),
             reward_scale=config.gt_reward_scale,
             divergence=config.f_divergence,
             alpha=config.f_alpha,
@@ -171,23 +170,3 @@ class Dpo(Algorithm):
             *((rewards[0::2], rewards[1::2]) if rewards is not None else (None, None)),
             **{name: fields[name] for name in AT_RANK if name in fields},
         )
-
-
-def parse_losses(text: str) -> list[tuple[str, float]]:
-    """Return names and weights of ``dpo`` or ``dpo:0.8,bco_pair:0.2``.
-
-    Raises:
-        ConfigError: for a name that is no loss, or a weight that is no number.
-    """
-    found: list[tuple[str, float]] = []
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        if name not in PAIR_LOSSES:
-            raise ConfigError(f"--loss {name} is not known. Use {', '.join(PAIR_LOSSES)}.")
-        try:
-            found.append((name, float(weight or 1)))
-        except ValueError as error:
-            raise ConfigError(
-                f"--loss {part} has a weight that is no number. Write {name}:0.5"
-            ) from error
-    return found

@@ -280,18 +280,8 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
     "orpo": orpo,
     "cpo": cpo,
 }
+"""By the names of ``config.preference``."""
 
 WITHOUT_REFERENCE = ("simpo", "orpo", "cpo")
 RANKED = ("aot", "aot_unpaired")
 """Losses whose terms couple pairs of the global batch."""
-WITH_DIVERGENCE = (
-    "dpo",
-    "sigmoid_norm",
-    "hinge",
-    "ipo",
-    "ipo_sum",
-    "exo_pair",
-    "robust",
-    "discopop",
-)
-"""Losses for which another divergence's unknown constant cancels."""

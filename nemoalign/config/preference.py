@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, setting
+from nemoalign.errors import ConfigError
 
 PANEL = "Loss"
+
+PAIR_LOSSES = (
+    "dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl", "hinge", "robust", "exo_pair", "nca_pair",
+    "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
+    "sigmoid_norm", "simpo", "orpo", "cpo", "ipo_sum",
+)  # fmt: skip
+"""NeMo-Aligner's and TRL's names; ``ipo_sum`` is NeMo-Aligner's ipo of log-probs that are summed."""
+WITH_DIVERGENCE = (
+    "dpo", "ipo", "ipo_sum", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl", "hinge", "robust", "exo_pair",
+    "discopop", "sigmoid_norm",
+)  # fmt: skip
+"""Losses of the difference of two log-ratios, in which another divergence's unknown constant cancels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +55,7 @@ class DpoSettings(PreferenceSettings):
 
     preference_loss: str = setting(
         "dpo",
-        "Loss, or several with weights (dpo:0.8,bco_pair:0.2): dpo, ipo, rpo_sq, rpo_bwd_kl, rpo_fwd_kl, "
-        "hinge, robust, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, "
-        "discopop, sigmoid_norm, simpo, orpo, cpo.",
+        f"Loss, or several with weights (dpo:0.8,bco_pair:0.2): {', '.join(PAIR_LOSSES[:-1])}.",
         flag="--loss",
         metavar="NAME",
         panel=PANEL,
@@ -64,8 +76,9 @@ class DpoSettings(PreferenceSettings):
         panel=PANEL,
     )
     preference_loss_weight: float = setting(1.0, "Weight of the preference loss.", at_least=0)
-    preference_average_log_probs: bool = setting(
-        False, "Divide log-ratios by the answer's tokens; for ipo, false is NeMo's sum."
+    preference_average_log_probs: bool | None = setting(
+        None,
+        "Divide log-ratios by the answer's tokens; null does it for ipo alone, false is NeMo's sum.",
     )
     sft_average_log_probs: bool = setting(
         True, "Divide the better answer's own loss by its tokens."
@@ -79,6 +92,37 @@ class DpoSettings(PreferenceSettings):
     f_alpha: float = setting(0.5, "Of the alpha divergence.", above=0, below=1)
     discopop_tau: float = setting(0.05, "Temperature of discopop's blend.", above=0)
     simpo_gamma: float = setting(0.5, "Margin that simpo asks for.", at_least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse losses that are unknown, or that the other settings make meaningless."""
+        super().__post_init__()
+        names = [name for name, _ in self.losses]
+        if "exo_pair" in names and not self.label_smoothing:
+            raise ConfigError(
+                "--loss exo_pair takes the logarithm of --label-smoothing, which is 0. "
+                "Use --label-smoothing 1e-3, as TRL does."
+            )
+        fixed = [name for name in names if name not in WITH_DIVERGENCE]
+        if fixed and self.f_divergence != "reverse_kl":
+            raise ConfigError(
+                f"model.dpo.f_divergence is {self.f_divergence}, which --loss {fixed[0]} cannot take: it "
+                f"does not look at the difference of two log-ratios. Leave it out, or use one of "
+                f"{', '.join(WITH_DIVERGENCE)}."
+            )
+        if not self.preference_loss_weight and not self.sft_loss_weight:
+            raise ConfigError(
+                "model.dpo.preference_loss_weight and --sft-weight are both 0, so nothing would be "
+                "learned. Set one of them to 1."
+            )
+
+    @property
+    def losses(self) -> list[tuple[str, float]]:
+        """Names and weights of the losses; ipo of summed log-ratios is ``ipo_sum``."""
+        sums = self.preference_average_log_probs is False
+        return [
+            ("ipo_sum" if sums and name == "ipo" else name, weight)
+            for name, weight in parse_losses(self.preference_loss)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +147,25 @@ class KtoSettings(PreferenceSettings):
         "next",
         "Whose answer a mismatched row takes; previous is TRL's. A row that asks the same is passed over.",
     )
+
+
+def parse_losses(text: str) -> list[tuple[str, float]]:
+    """Return names and weights of ``dpo`` or ``dpo:0.8,bco_pair:0.2``.
+
+    Raises:
+        ConfigError: for a name that is no loss, or a weight that is no number.
+    """
+    found: list[tuple[str, float]] = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        if name not in PAIR_LOSSES:
+            raise ConfigError(f"--loss {name} is not known. Use {', '.join(PAIR_LOSSES)}.")
+        try:
+            found.append((name, float(weight or 1)))
+        except ValueError as error:
+            raise ConfigError(
+                f"--loss {part} has a weight that is no number. Write {name}:0.5"
+            ) from error
+        if not math.isfinite(found[-1][1]):
+            raise ConfigError(f"--loss {part} has a weight without bound. Write {name}:0.5")
+    return found

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from nemoalign.algorithms.dpo import parse_losses
-from nemoalign.errors import ConfigError
 from tests.commands import tiny
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -92,12 +90,3 @@ def test_another_reference_is_compared_with_and_lora_refuses_one(made, tmp_path)
     )  # fmt: skip
     assert wrong.returncode == 2
     assert "Leave --ref out" in wrong.stderr
-
-
-def test_losses_are_names_with_weights() -> None:
-    assert parse_losses("dpo") == [("dpo", 1.0)]
-    assert parse_losses("dpo:0.8, bco_pair:0.2") == [("dpo", 0.8), ("bco_pair", 0.2)]
-    with pytest.raises(ConfigError, match=r"--loss sigmoit is not known\. Use dpo, ipo"):
-        parse_losses("sigmoit")
-    with pytest.raises(ConfigError, match=r"Write dpo:0\.5"):
-        parse_losses("dpo:half")

@@ -17,6 +17,7 @@ from nemoalign.algorithms.pair_losses import (
     Pairs,
 )
 from nemoalign.algorithms.ranks import ranked_partners
+from nemoalign.config import preference
 
 VECTORS = Path(__file__).parents[1] / "fixtures/vectors"
 TRL = json.loads((VECTORS / "dpo_trl.json").read_text())
@@ -170,3 +171,7 @@ def test_equal_policy_and_reference_give_the_known_constants() -> None:
     }  # fmt: skip
     for name, value in expected.items():
         assert PAIR_LOSSES[name](pairs, options).item() == pytest.approx(value)
+
+
+def test_every_loss_that_may_be_asked_for_has_its_formula() -> None:
+    assert set(PAIR_LOSSES) == set(preference.PAIR_LOSSES)
