@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from plain_transformers import TARGETS, held_out, side_parser
+from plain_transformers import held_out, side_parser
 from rows import IGNORED, Row, read_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
+from trl_common import Clock, in_steps, load_model, lora, losses, shared_settings
 
 
 def main() -> None:
@@ -34,23 +33,19 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     train = read_rows(options.train, tokenizer)
     used = [train[i % len(train)] for i in range(options.steps * options.gbs)]
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
-    lora = {"r": options.lora, "lora_alpha": options.lora, "target_modules": list(TARGETS)}
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model,
+            load_model(options),
             args=settings(options, folder),
             train_dataset=Dataset.from_list([record(row) for row in used]),
             processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora) if options.lora else None,
+            peft_config=lora(options),
             callbacks=[clock],
         )
         result: dict[str, Any] = {"val_before": held_out(trainer.model, options, tokenizer)}
         trainer.train()
-    history = trainer.state.log_history
-    result["losses"] = [line["loss"] for line in history if "loss" in line]
+    result["losses"] = losses(trainer)
     result["tokens"] = step_tokens(trainer, used, options)
     result["seconds"] = clock.seconds
     result["val_after"] = held_out(trainer.model, options, tokenizer)
@@ -68,56 +63,19 @@ def step_tokens(trainer: SFTTrainer, used: list[Row], options: argparse.Namespac
 
 
 def settings(options: argparse.Namespace, folder: str) -> SFTConfig:
-    """Return TRL's settings: what every side shares, and nothing that only costs time."""
+    """Return TRL's settings: what every side shares, and how its rows become steps."""
     if options.packing:
         amount = {"packing": True, "max_length": options.packing, "num_train_epochs": 1}
         amount |= {"per_device_train_batch_size": 1}
     else:
-        amount = {"max_length": None, "max_steps": options.steps}
-        amount |= {"per_device_train_batch_size": options.mbs}
-        amount |= {"gradient_accumulation_steps": options.gbs // options.mbs}
-    return SFTConfig(
-        **amount,
-        output_dir=folder,
-        learning_rate=options.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        loss_type=options.loss_type,
-        train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        bf16=options.precision == "bf16",
-        use_cpu=options.device == "cpu",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+        amount = {"max_length": None, **in_steps(options)}
+    return SFTConfig(**amount, **shared_settings(options, folder), loss_type=options.loss_type)
 
 
 def record(row: Row) -> dict[str, list[int]]:
     """Return a row as TRL's pre-tokenized form."""
     hidden = len(row.tokens) - row.targets
     return {"input_ids": row.tokens, "labels": [IGNORED] * hidden + row.tokens[hidden:]}
-
-
-class Clock(TrainerCallback):
-    """Notes the seconds between the ends of optimizer steps."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.last = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
-        self.last = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note one step."""
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.last = now
 
 
 if __name__ == "__main__":

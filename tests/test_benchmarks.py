@@ -34,6 +34,7 @@ def benchmark(monkeypatch):
     ("name", "measures"),
     [
         ("sft_speed", "Tokens per second"),
+        ("preference_speed", "Answers per second"),
         ("io_speed", "Seconds of"),
         ("gpu_sft", "loss curve"),
         ("big_data", "Speed of indexing"),
@@ -75,6 +76,32 @@ def test_a_row_of_the_peers_is_the_whole_conversation_and_its_answer_the_target(
     assert mask.sum() == sum(len(row.tokens) for row in rows)
     assert (labels != -100).sum() == sum(row.targets for row in rows)
     assert torch.equal(labels[labels != -100], tokens[labels != -100])
+
+
+def test_answers_of_a_pair_are_rendered_after_their_prompt_and_counted(benchmark, tmp_path):
+    module, tokenizer = benchmark("preference_rows"), tiny.make_tokenizer()
+    turns = [{"from": "human", "value": "What does the cat say?"}]
+    answers = {"chosen": {"value": "a meow"}, "rejected": {"value": "a bark, a hoot"}}
+    row = module.render("dpo", {"conversations": turns, **answers}, tokenizer)
+    prompt = "<|im_start|>user\nWhat does the cat say?<|im_end|>\n<|im_start|>assistant\n"
+    assert row.record() == {
+        "prompt": prompt,
+        "chosen": "a meow<|im_end|>",
+        "rejected": "a bark, a hoot<|im_end|>",
+    }
+    whole = tokenizer(prompt + "a meow<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert row.lengths[0] == len(whole)
+    assert module.step_tokens([row, row, row], 2) == [2 * sum(row.lengths), sum(row.lengths)]
+
+
+def test_a_mismatched_row_is_a_prompt_with_the_answer_before_it(benchmark):
+    module = benchmark("preference_rows")
+    rows = [
+        module.Rendered("", [""], [prompt + answer], [answer])
+        for prompt, answer in ((10, 1), (20, 2), (30, 3))
+    ]
+    assert module.mismatched_tokens(rows, 3, 1000) == (10 + 3) + (20 + 1) + (30 + 2)
+    assert module.mismatched_tokens(rows, 2, 25) == (10 + 2) + (20 + 1) + 25
 
 
 def test_a_ratio_compares_what_was_measured_in_the_same_round(benchmark):

