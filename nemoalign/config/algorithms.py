@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
 from nemoalign.config.preference import DpoSettings, KtoSettings
+from nemoalign.config.reward import RmSettings
 from nemoalign.config.schema import RunConfig
 
 
@@ -79,6 +80,14 @@ ALGORITHMS: Mapping[str, AlgorithmRow] = {
             target="nemoalign.algorithms.kto:Kto",
             settings=KtoSettings,
             defaults={"model.optim.lr": 1e-6, "model.optim.weight_decay": 0.1},
+        ),
+        AlgorithmRow(
+            name="rm",
+            summary="Train a reward model from pairs or scores, and score answers with one.",
+            example="--ckpt sft.nemo --data pairs.jsonl -o run/",
+            target="nemoalign.algorithms.rm:Rm",
+            settings=RmSettings,
+            defaults={"model.optim.lr": 5e-6, "model.optim.weight_decay": 0.1},
         ),
     )
 }

@@ -193,8 +193,10 @@ def tree_key(name: str, key: str | None, algorithm: str) -> str:
 class AlgorithmSettings(Section):
     """What one algorithm has for itself; each row of ``config.algorithms`` brings its own."""
 
-    rows: ClassVar[Literal["texts", "pairs", "labels"]] = "texts"
+    rows: ClassVar[Literal["texts", "pairs", "labels", "rewards"]] = "texts"
     """What it learns from."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Keys of the architecture that such a run decides itself, whatever the checkpoint says."""
 
 
 def _each(value: Any) -> Sequence[Any]:

@@ -59,7 +59,7 @@ class Base:
                 self._apply_tokenizer(key, value, given[key].source)
             elif name == "max_position_embeddings" and self._extends:
                 self.config[name] = value
-            elif name not in FREE and self._differs(name, value):
+            elif name not in (*FREE, *config.model.algorithm.free) and self._differs(name, value):
                 self._refuse(key, self.config.get(name), value, given[key].source)
         factor = asked.get("model.seq_len_interpolation_factor")
         if factor is not None:

@@ -20,6 +20,7 @@ from nemoalign.config.architecture import Architecture
 from nemoalign.model.gpt import LabelGPT
 from nemoalign.model.lora import add_adapters
 from nemoalign.model.lora_settings import LoraSettings
+from nemoalign.model.reward_head import RewardHead
 from nemoalign.model.spec import (
     ModelSettings,
     Precision,
@@ -72,8 +73,19 @@ def build_model(
             add_adapters(chunk, lora, seed=settings.seed)
             if settings.recompute == "full":
                 _let_gradients_in(chunk)
+        if arch.num_attributes:
+            _make_reward_model(chunk, arch, learns_bias=settings.reward_bias_learns)
         chunks.append(chunk)
     return chunks
+
+
+def _make_reward_model(chunk: LabelGPT, arch: Architecture, *, learns_bias: bool) -> None:
+    """Put the head on a last stage; the output layer stays, and learns nothing."""
+    if not chunk.post_process:
+        return
+    chunk.output_layer.requires_grad_(False)
+    chunk.rm_head = RewardHead(arch.hidden_size, arch.num_attributes, select_backend().device)
+    chunk.rm_head.bias.requires_grad_(learns_bias)
 
 
 def _vp_ranks(layout: ParallelLayout) -> list[int | None]:

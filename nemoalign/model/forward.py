@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from megatron.core.utils import get_attr_wrapped_model
@@ -10,6 +11,10 @@ from torch.nn import functional
 
 from nemoalign.model.attention import Documents
 from nemoalign.model.gpt import LabelGPT
+from nemoalign.model.reward_head import Answers
+
+LENGTH = "length"
+"""What a batch calls the number of tokens of each of its answers."""
 
 
 class TokenBatch(Protocol):
@@ -40,18 +45,45 @@ class LabelledBatch(TokenBatch, Protocol):
         ...
 
 
+class JudgedBatch(TokenBatch, Protocol):
+    """Tokens of whole answers."""
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """Lengths of the rows in a pack; None where rows lie apart."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, Tensor]:
+        """Among them ``length``, the tokens of each answer, [documents]."""
+        ...
+
+
 def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """Return log-probs of ``batch.labels`` [b, s], fp32, 0 where a label is negative.
 
     On a pipeline stage before the last, returns the hidden states the schedule sends on. Collective
     over tp. Only positions with a label go through the output layer.
     """
-    return _call(model, batch, batch.labels)
+    return _without_padding(model, batch, _call(model, batch, batch.labels))
+
+
+def forward_rewards(model: nn.Module, batch: JudgedBatch, *, averages: bool = False) -> Tensor:
+    """Return the rewards of the answers, [documents, outputs] in fp32; else as ``forward_logits``.
+
+    With ``averages`` they come from the mean over an answer's tokens, without from its last one.
+    """
+    unwrapped = _unwrapped(model)
+    unwrapped.answers = Answers(batch.fields[LENGTH], batch.documents, averages)
+    try:
+        return _call(model, batch, None)
+    finally:
+        unwrapped.answers = None
 
 
 def forward_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return logits [b, s, v/tp] of every position; hidden states on a stage before the last."""
-    return _call(model, batch, None)
+    return _without_padding(model, batch, _call(model, batch, None))
 
 
 def forward_last_logits(model: nn.Module, batch: TokenBatch, last: Tensor) -> Tensor:
@@ -76,7 +108,7 @@ def _call(model: nn.Module, batch: TokenBatch, labels: Tensor | None) -> Tensor:
     # Sequence parallelism cuts the sequence evenly; the added positions have no label.
     tp = unwrapped.config.tensor_model_parallel_size if unwrapped.splits_sequence else 1
     missing = -length % tp
-    output = model(
+    return model(
         functional.pad(batch.tokens, (0, missing)),
         functional.pad(batch.position_ids, (0, missing)),
         _padded_mask(getattr(batch, "attention_mask", None), missing),
@@ -84,7 +116,11 @@ def _call(model: nn.Module, batch: TokenBatch, labels: Tensor | None) -> Tensor:
         packed_seq_params=_documents(batch, missing),
         padding_mask=_unlearned(unwrapped, labels, missing),
     )
-    return output[:, :length] if missing and unwrapped.post_process else output
+
+
+def _without_padding(model: nn.Module, batch: TokenBatch, output: Tensor) -> Tensor:
+    """Return an output by position without the positions that were added to it."""
+    return output[:, : batch.tokens.shape[1]] if _unwrapped(model).post_process else output
 
 
 def _documents(batch: TokenBatch, missing: int) -> Documents | None:

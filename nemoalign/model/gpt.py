@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from nemoalign.model.reward_head import Answers, RewardHead
 from nemoalign.parallel.logprobs import vocab_parallel_logprobs
 
 
@@ -28,6 +29,10 @@ class LabelGPT(GPTModel):
         self.splits_sequence = self.config.sequence_parallel
         self.head_positions: Tensor | None = None
         """Of each row the one place whose logits are asked for, [b]; None for all."""
+        self.rm_head: RewardHead | None = None
+        """Of a reward model, on its last pipeline stage."""
+        self.answers: Answers | None = None
+        """Answers whose rewards are asked for; None for logits or log-probs."""
         if self.post_process and self.splits_sequence:
             # The hidden states are gathered here, before rows are chosen; the gather's backward sums
             # over tp, so the head itself must neither gather nor reduce.
@@ -56,9 +61,15 @@ class LabelGPT(GPTModel):
         if not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
         if self.splits_sequence:
+            # The reward head is whole on every rank, so each has the whole gradient already.
             hidden_states = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=True, group=self.pg_collection.tp
+                hidden_states,
+                tensor_parallel_output_grad=self.answers is None,
+                group=self.pg_collection.tp,
             )
+        if self.answers is not None:
+            assert self.rm_head is not None, "a reward model has a head"
+            return self.rm_head(hidden_states, self.answers)
         if labels is None:
             if self.head_positions is not None:
                 rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)

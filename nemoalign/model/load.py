@@ -146,6 +146,8 @@ def _all_names(names: set[str], arch: Architecture) -> set[str]:
         everywhere.add("embedding.position_embeddings.weight")
     if arch.normalization.lower() != "rmsnorm":
         everywhere.add("decoder.final_layernorm.bias")
+    if arch.num_attributes:
+        everywhere |= {"rm_head.weight", "rm_head.bias"}
     for name in names:
         if name.startswith(_LAYERS):
             rest = name.removeprefix(_LAYERS).partition(".")[2]

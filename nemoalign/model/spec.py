@@ -49,6 +49,8 @@ class ModelSettings:
     recompute_num_layers: int = 1
     seed: int = 1234
     softmax_over_padding: bool = False
+    reward_bias_learns: bool = True
+    """False where a reward head's bias cannot matter: differences of rewards are all that is learned."""
 
 
 def refuse_unsupported(arch: Architecture) -> None:

@@ -48,6 +48,8 @@ def assemble(
     config = merged.config
     lora = lora_settings(config.model.peft)
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
+    if made.inputs.any_rows is not None:
+        algorithm.meet(made.inputs.any_rows)
     chunks = _built_model(config, made, lora)
     _load(config, made, lora, chunks)
     if algorithm.needs_reference:
@@ -91,7 +93,7 @@ def _checkpointer(
         mode=keep.mode,
     )
     contents = Contents(
-        run_config_yaml(merged, made.inputs, made.tokenizer),
+        run_config_yaml(merged, made.inputs, made.tokenizer, made.arch.num_attributes),
         made.source.files,
         adapters_only=config.model.peft.peft_scheme == "lora",
     )
@@ -116,6 +118,8 @@ def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -
             recompute=config.model.activations_checkpoint_granularity or "none",
             seed=config.model.seed,
             softmax_over_padding=config.model.softmax_over_padding,
+            reward_bias_learns=getattr(config.model.algorithm, "reward_model_type", "")
+            == "regression",
         ),
         lora=lora,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from nemoalign.config.check import check_complete
 from nemoalign.data.preview import preview
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.run.reward import reward_model
 from nemoalign.train.inputs import Inputs, packing_report, read_inputs
 from nemoalign.train.sinks import check_packages
 
@@ -79,6 +80,9 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
         for title, segments in preview(inputs.train, tokenizer, config.model.data.preview):
             reporter.say(title)
             reporter.sample(segments)
+    if config.model.algorithm.rows == "rewards":
+        arch, weights = reward_model(config, arch, source, inputs, reporter)
+        source = replace(source, arch=arch, weights=weights)
     return Prepared(source, arch, layout, tokenizer, inputs)
 
 

@@ -60,6 +60,14 @@ class Algorithm(Protocol):
         del metrics
         return None
 
+    def meet(self, rows: Any) -> None:
+        """Take note of the rows a run learns from or measures on."""
+        del rows
+
+    def report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return what is logged, from the means of ``metric_names``."""
+        return dict(means)
+
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return this pipeline stage's output for one micro-batch; on the last, what ``loss`` takes."""
         ...

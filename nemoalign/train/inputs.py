@@ -18,6 +18,7 @@ from nemoalign.data.judged import JudgedDataset, LabelDataset, PairDataset
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
 from nemoalign.data.prompts import read_prompts
+from nemoalign.data.rewards import reward_rows
 from nemoalign.data.sampler import GlobalSampler
 from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.feed import Feed, Feeds
@@ -50,6 +51,11 @@ class Inputs:
     def findings(self) -> Findings:
         """What is known of the data."""
         return Findings.of(self.train, self.validation, self.test)
+
+    @property
+    def any_rows(self) -> SftDataset | None:
+        """The rows of the first split there is."""
+        return self.train or self.validation or self.test
 
     def empty_rows(self) -> int:
         """Return how many rows this rank used that had nothing to learn; of large files only."""
@@ -88,10 +94,9 @@ def make_feeds(
     pad_to = layout.tp if layout.splits_sequence else 1
     capacity = _pack_capacity(config)
     join = partial(collate if capacity is None else collate_pack, eos_id=eos_id, pad_to=pad_to)
-    any_rows = inputs.train or inputs.validation or inputs.test
     share: dict[str, Any] = {
         "collate": partial(collate_judged, join=join)
-        if isinstance(any_rows, JudgedDataset)
+        if isinstance(inputs.any_rows, JudgedDataset)
         else join,
         "pack_capacity": capacity,
         "dp_rank": dp_rank,
@@ -157,10 +162,11 @@ def _dataset(
         ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
     )
     own: Any = config.model.algorithm
-    made = DATASETS[own.rows](paths, tokenizer, _row_settings(config), split, storage)
+    kind = reward_rows(own) if own.rows == "rewards" else DATASETS[own.rows]
+    made = kind(paths, tokenizer, _row_settings(config), split, storage)
     if isinstance(made, LabelDataset) and own.mismatched_answer == "previous":
         made.partner_step = -1
-    if isinstance(made, PairDataset):
+    if isinstance(made, PairDataset) and own.rows == "pairs":
         made.default_rewards = own.default_chosen_reward, own.default_rejected_reward
     return made
 

@@ -88,7 +88,8 @@ class Learner:
         prepared = self.algorithm.prepare(self, micro_batches)
         self.watch.start()
         parts = self._run(prepared, forward_only=False)
-        metrics = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
+        means = reduce_means(parts, self.algorithm.metric_names, self.backend.device)
+        metrics = self.algorithm.report(means)
         seconds = self.watch.seconds()
         if not math.isfinite(metrics["loss"]):
             return StepResult(metrics, math.nan, False, _broken(parts), seconds)

@@ -11,6 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+from nemoalign.weights.names import is_adapter
+
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
@@ -68,7 +70,9 @@ def _is_distributed(chunks: Sequence[GPTModel], optim: OptimConfig) -> bool:
         return False
     if optim.distributes is not None:
         return optim.distributes
-    return all(parameter.requires_grad for chunk in chunks for parameter in chunk.parameters())
+    named = [pair for chunk in chunks for pair in chunk.named_parameters()]
+    learns = any(parameter.requires_grad for _, parameter in named)
+    return learns and not any(is_adapter(name) for name, _ in named)
 
 
 def _overlaps(chunks: Sequence[GPTModel], backend: Backend, optim: OptimConfig) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import nemoalign
+from nemoalign.checkpoint.settings.reward import reward_settings
 from nemoalign.config.checkpoint_yaml import dump_checkpoint_config
+from nemoalign.config.values import plain
 
 if TYPE_CHECKING:
     from nemoalign.config.data import DataConfig
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
     from nemoalign.train.inputs import Inputs
 
 
-def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str:
+def run_config_yaml(
+    merged: Merged, inputs: Inputs, tokenizer: Tokenizer, num_attributes: int = 0
+) -> str:
     """Return the configuration that a run's checkpoints and its final archive carry.
+
+    ``num_attributes`` are the outputs of a reward model's head; 0 for another model.
 
     What the checkpoint said and training does not read travels unchanged. The prompt template goes
     where NeMo keeps it, so that inference and the next run use the one that was trained.
@@ -29,6 +35,8 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
     config["tensor_model_parallel_size"] = run.model.tensor_model_parallel_size
     config["pipeline_model_parallel_size"] = run.model.pipeline_model_parallel_size
     config["optim"] = merged.tree["model"]["optim"]
+    if num_attributes:
+        config |= _reward(run.model.algorithm, num_attributes)
     if inputs.train is not None:
         _record_prompts(config, inputs.train, run.model.data, tokenizer)
     if run.model.peft.peft_scheme == "lora":
@@ -47,6 +55,17 @@ def run_config_yaml(merged: Merged, inputs: Inputs, tokenizer: Tokenizer) -> str
         "seed": run.model.seed,
     }
     return dump_checkpoint_config(config)
+
+
+def _reward(own: Any, num_attributes: int) -> dict[str, Any]:
+    """Return what NeMo-Aligner's reader of reward models asks for."""
+    names = ("merge_attributes", "attribute_weights", "loss_mask_val", "loss_func")
+    return reward_settings(
+        num_attributes,
+        own.reward_model_type,
+        averages=own.use_avg_pool,
+        regression={name: plain(getattr(own, name)) for name in names},
+    )
 
 
 def _record_prompts(

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from nemoalign.train.learner import Learner
 
 
+TRAINED_WITH_LORA = ("adapter_layer.", "rm_head.")
+
+
 def sharded_state(
     learner: Learner, *, adapters_only: bool, is_loading: bool = False
 ) -> dict[str, Any]:
-    """Return weights and optimizer as megatron-core's sharded state; adapters alone for LoRA."""
+    """Return weights and optimizer as megatron-core's sharded state.
+
+    For LoRA adapters alone, with the reward head that was trained beside them.
+    """
     state = _sharded_weights(learner, adapters_only=adapters_only)
     optimizer = sharded_optimizer(learner.optimizer, state, is_loading=is_loading)
     if optimizer:
@@ -73,7 +79,8 @@ def _sharded_weights(learner: Learner, *, adapters_only: bool) -> dict[str, Any]
         state[name] = {
             key.removeprefix("model."): value
             for key, value in sharded.items()
-            if not key.endswith("_extra_state") and (not adapters_only or "adapter_layer" in key)
+            if not key.endswith("_extra_state")
+            and (not adapters_only or any(part in key for part in TRAINED_WITH_LORA))
         }
     return state
 

@@ -47,6 +47,5 @@ def measure(
             done = min(left, feed.sampler.global_batch_size)
             bar.advance(done)
             left -= done
-    return Measured(
-        reduce_means(parts, learner.algorithm.metric_names, learner.backend.device), asked
-    )
+    means = reduce_means(parts, learner.algorithm.metric_names, learner.backend.device)
+    return Measured(learner.algorithm.report(means), asked)

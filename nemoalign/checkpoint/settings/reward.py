@@ -66,15 +66,28 @@ def is_classifier(hf_config: Mapping[str, Any]) -> bool:
     return any(name.endswith(CLASSIFIER) for name in architectures_of(hf_config))
 
 
-def reward_settings(outputs: int) -> dict[str, Any]:
-    """Return what model_config.yaml says of a reward model, as NeMo-Aligner's training writes it."""
+def reward_settings(
+    outputs: int,
+    kind: str | None = None,
+    *,
+    averages: bool = False,
+    regression: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what model_config.yaml says of a reward model, as NeMo-Aligner's training writes it.
+
+    Args:
+        outputs: of the head; 0 for a model without one.
+        kind: ``binary_ranking`` or ``regression``; by the number of outputs unless given.
+        averages: True when rewards come from the mean over an answer's tokens.
+        regression: what differs from NeMo-Aligner's defaults there.
+    """
     if not outputs:
         return {}
-    kind = "binary_ranking" if outputs == 1 else "regression"
+    kind = kind or ("binary_ranking" if outputs == 1 else "regression")
     return {
         "share_embeddings_and_output_weights": False,
         "output_sequence": False,
-        "use_avg_pool": False,
+        "use_avg_pool": averages,
         "force_head_dtype": "float32",
         "reward_model_type": kind,
         "regression": {
@@ -82,6 +95,7 @@ def reward_settings(outputs: int) -> dict[str, Any]:
             "merge_attributes": False,
             "attribute_weights": None,
             "loss_mask_val": -100,
+            **(regression or {}),
         },
         "target": f"nemo_aligner.models.nlp.gpt.{_TARGETS[kind]}",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from nemoalign.checkpoint.settings.reward import BIAS, WEIGHT
 from nemoalign.errors import ContentError
 from nemoalign.log import PlainReporter
 from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.forward import forward_rewards
 from nemoalign.model.load import load_weights
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
@@ -114,32 +116,24 @@ def test_any_family_with_a_classifier_goes_there_and_back(tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").num_labels == 1
 
 
-def test_transformers_rewards_are_the_head_on_our_final_hidden_state():
+def test_transformers_rewards_are_ours_without_the_bias():
     """Of the last token that is not padding, as transformers takes it."""
     tokens = torch.tensor([[5, 9, 33, 2, 0, 0], [1, 7, 12, 60, 8, 3]])
-    lengths = torch.tensor([4, 6])
     classifier = AutoModelForSequenceClassification.from_pretrained(HF, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = classifier(tokens, attention_mask=(tokens != 0).long()).logits
     source = open_source(FIXTURES / ARCHIVES[1])
+    batch = SimpleNamespace(
+        tokens=tokens,
+        position_ids=torch.arange(6).expand(2, 6),
+        documents=None,
+        fields={"length": torch.tensor([4.0, 6.0])},
+    )
     with start(ONE, seed=1), torch.no_grad():
         (model,) = build_model(source.arch, 64, ONE, precision="fp32", settings=ModelSettings())
-        load_weights([model], _WithoutHead(source.weights), source.arch, ONE, 64)
-        seen: list[torch.Tensor] = []
-        model.eval().decoder.register_forward_hook(lambda m, a, output: seen.append(output))
-        model(tokens, torch.arange(6).expand(2, 6), None)
-    final = seen[0][lengths - 1, torch.arange(2)]  # [s, b, h]
-    rewards = final @ torch.tensor(source.weights.read(WEIGHT)).T
-    assert (rewards - expected).abs().max() < 1e-6
-
-
-class _WithoutHead:
-    def __init__(self, store):
-        self._store = store
-        self.tensors = {n: i for n, i in store.tensors.items() if not n.startswith("rm_head")}
-
-    def read(self, name, index=()):
-        return self._store.read(name, index)
+        load_weights([model], source.weights, source.arch, ONE, 64)
+        rewards = forward_rewards(model.eval(), batch)
+    assert (rewards - torch.tensor(TRAINED_BIAS) - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(

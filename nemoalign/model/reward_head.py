@@ -1,0 +1,103 @@
+"""The head of a reward model: what it is worth that an answer ends in these hidden states.
+
+It is NeMo-Aligner's ``RewardModelHead`` in float32. There its columns are shared out over the
+tensor-parallel ranks; so few numbers are kept whole on each of them here, and archives hold the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nemoalign.archive.dtypes import Array
+from nemoalign.archive.store import TensorInfo, TensorStore
+from nemoalign.checkpoint.settings.reward import BIAS, WEIGHT
+from nemoalign.checkpoint.sources.source import EMBEDDING, HEAD
+from nemoalign.checkpoint.sources.stores import Made, MadeStore, Place, PlacedStore
+from nemoalign.config.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Where the answers of a batch are: below each other, or end to end in one row."""
+
+    lengths: Tensor
+    """Tokens of each, [documents]."""
+    documents: Sequence[int] | None
+    """The same of a pack, with those at its end that hold only padding."""
+    averages: bool
+    """True for the mean over an answer's tokens, False for its last one."""
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Return one state for each answer, [documents, h] in fp32, of hidden states [s, b, h]."""
+        lengths = self.lengths.long()
+        flat = hidden.flatten(0, 1)
+        count = len(lengths)
+        if not self.averages:
+            ends = lengths - 1
+            rows = torch.arange(count, device=ends.device)
+            places = ends * count + rows if self.documents is None else lengths.cumsum(0) - 1
+            return flat.index_select(0, places).float()
+        owner = self._owners(hidden)
+        sums = flat.new_zeros((count + 1, flat.shape[1]), dtype=torch.float32)
+        sums = sums.index_add(0, owner, flat[: len(owner)].float())
+        return sums[:count] / lengths[:, None]
+
+    def _owners(self, hidden: Tensor) -> Tensor:
+        """Return the number of the answer each position belongs to; one too many for padding."""
+        count = len(self.lengths)
+        rows = torch.arange(count, device=hidden.device)
+        if self.documents is not None:
+            owner = torch.full((hidden.shape[0],), count, device=hidden.device)
+            owner[: sum(self.documents[:count])] = rows.repeat_interleave(
+                self.lengths.long(), output_size=sum(self.documents[:count])
+            )
+            return owner
+        places = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        return torch.where(places < self.lengths, rows, count).flatten()
+
+
+class RewardHead(nn.Module):
+    """A linear layer in float32, whatever the model computes in."""
+
+    def __init__(self, hidden_size: int, outputs: int, device: torch.device | str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, hidden_size, device=device))
+        self.bias = nn.Parameter(torch.zeros(outputs, device=device))
+
+    def forward(self, hidden: Tensor, answers: Answers) -> Tensor:
+        """Return the rewards of the answers, [documents, outputs], of hidden states [s, b, h]."""
+        return functional.linear(answers.states(hidden), self.weight, self.bias)
+
+
+def with_reward_head(weights: TensorStore, arch: Architecture, *, seed: int | None) -> TensorStore:
+    """Return the tensors of a model as a reward model of ``arch`` has them.
+
+    With ``seed`` its head is new and depends on the seed alone: normal with the model's own spread,
+    no bias. As NeMo-Aligner's its output layer, which it does not use, is a tensor of its own.
+    """
+    places = {name: Place(weights, name) for name in weights.tensors}
+    places.setdefault(HEAD, places[EMBEDDING])
+    if seed is not None:
+        fresh = _fresh_head(arch, seed)
+        places |= {name: Place(fresh, name) for name in fresh.tensors}
+    return PlacedStore(places)
+
+
+def _fresh_head(arch: Architecture, seed: int) -> TensorStore:
+    shape = arch.num_attributes, arch.hidden_size
+
+    def weight() -> Array:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + 4)
+        return torch.empty(shape).normal_(0.0, arch.init_method_std, generator=generator).numpy()
+
+    return MadeStore(
+        {
+            WEIGHT: Made(TensorInfo(shape, "float32"), (), weight),
+            BIAS: Made(TensorInfo(shape[:1], "float32"), (), lambda: torch.zeros(shape[0]).numpy()),
+        }
+    )

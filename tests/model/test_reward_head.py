@@ -1,0 +1,51 @@
+"""Where an answer's reward is read, and what a new head is."""
+
+import pytest
+import torch
+
+from nemoalign.config.architecture import Architecture
+from nemoalign.model.reward_head import Answers, RewardHead, with_reward_head
+from tests.model import tiny
+
+LENGTHS = [3, 5, 1]
+
+
+@pytest.mark.parametrize("averages", [False, True], ids=["last", "mean"])
+def test_answers_below_each_other_and_end_to_end_have_the_same_states(averages) -> None:
+    torch.manual_seed(0)
+    rows = [torch.randn(length, 4) for length in LENGTHS]
+    expected = torch.stack([row.mean(0) if averages else row[-1] for row in rows])
+    lengths = torch.tensor(LENGTHS, dtype=torch.float32)
+    below = torch.randn(7, 3, 4)  # two places more than the longest, as padding leaves them
+    for number, row in enumerate(rows):
+        below[: len(row), number] = row
+    torch.testing.assert_close(Answers(lengths, None, averages).states(below), expected)
+    packed = torch.cat([*rows, torch.randn(2, 4)])[:, None]
+    for documents in ((3, 5, 1), (3, 5, 1, 2)):
+        found = Answers(lengths, documents, averages).states(packed)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_head_computes_in_fp32_whatever_comes() -> None:
+    head = RewardHead(4, 2, "cpu")
+    torch.nn.init.ones_(head.weight)
+    hidden = torch.ones(2, 1, 4, dtype=torch.bfloat16)
+    rewards = head(hidden, Answers(torch.tensor([2.0]), None, averages=False))
+    assert rewards.dtype is torch.float32
+    assert rewards.tolist() == [[4.0, 4.0]]
+
+
+def test_a_new_head_depends_on_the_seed_alone_and_a_tied_model_gets_an_output_layer() -> None:
+    model = tiny.llama(tied=True)
+    arch: Architecture = tiny.architecture(model.config, num_attributes=3)
+    base = tiny.Store(tiny.weights(model, arch))
+    one, again, other = (with_reward_head(base, arch, seed=seed) for seed in (1, 1, 2))
+    head = torch.tensor(one.read("rm_head.weight"))
+    assert head.shape == (3, 64)
+    assert head.std().item() == pytest.approx(arch.init_method_std, rel=0.2)
+    assert (one.read("rm_head.weight") == again.read("rm_head.weight")).all()
+    assert not (one.read("rm_head.weight") == other.read("rm_head.weight")).any()
+    assert not one.read("rm_head.bias").any()
+    embedding = base.read("embedding.word_embeddings.weight")
+    assert (one.read("output_layer.weight") == embedding).all()
+    assert with_reward_head(one, arch, seed=None).tensors == one.tensors
