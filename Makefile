@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test soak quickstart completions flags format lint types layers bench clean
+.PHONY: help setup check test soak quickstart preference completions flags format lint types layers bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,9 @@ soak: setup  ## the crash matrix: real runs killed, stopped, damaged, without ro
 quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (downloads 98 MB once)
 	@$(RUN) bash examples/quickstart/quickstart.sh
 
+preference: setup  ## the same model learns from real pairs (dpo) and labelled answers (kto), held-out curves
+	@$(RUN) bash examples/preference/preference.sh
+
 completions: setup  ## rewrite completions/ for bash, zsh and fish
 	$(RUN) python -m nemoalign.cli.completion completions
 
@@ -64,5 +67,5 @@ bench: setup  ## speed of sft, dpo, kto, convert and export beside their peers (
 	$(RUN) bash benchmarks/bench.sh "$(PYTHON)"
 
 clean:  ## remove what tests and the quickstart made; the virtual environment and downloads stay
-	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache/quickstart .cache/bench build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache/quickstart .cache/preference .cache/bench build *.egg-info
 	find nemoalign tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

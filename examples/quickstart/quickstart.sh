@@ -9,23 +9,9 @@ here=examples/quickstart
 cache=${NEMOALIGN_CACHE:-.cache/nemoalign}
 out=.cache/quickstart
 
-run() { # show a command as one would type it, then run it
-    local word
-    printf '\n$' >&2
-    for word; do
-        case $word in
-            *[!A-Za-z0-9_./:=,+-]*) printf " '%s'" "$word" >&2 ;;
-            *) printf ' %s' "$word" >&2 ;;
-        esac
-    done
-    printf '\n' >&2
-    "$@"
-}
+. $here/show.sh
 
-command -v nemoalign >/dev/null || {
-    echo "nemoalign is not installed in this environment. Type: make quickstart" >&2
-    exit 7
-}
+need_nemoalign "make quickstart"
 rm -rf "$out"
 mkdir -p "$out"
 
