@@ -5,9 +5,14 @@ import os
 # Two ranks on two cores, and a test never needs more: threads that spin distort everything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 
 from tests.ranks import rank_pool
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("nemoalign", deadline=None)
+hypothesis.settings.load_profile("nemoalign")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,3 +38,26 @@ def answer_tokens(batch: Batch) -> Tensor:
 def of_documents(output: Any, batch: Batch) -> Tensor:
     """Return what a pass without gradient keeps of a micro-batch: ``answer_logprobs``."""
     return answer_logprobs(output, batch).detach()
+
+
+def document_keys(batch: Batch) -> list[bytes | None]:
+    """Return what tells each document from any other answer, 16 bytes; None where nothing is learned.
+
+    The same for a row wherever it lies: what follows its last label changes nothing of its log-prob.
+    """
+    lengths = list(batch.documents or ())
+    if lengths:
+        tokens, labels = (part[0].split(lengths) for part in (batch.tokens, batch.labels))
+        count = len(lengths) - batch.padding_documents
+    else:
+        tokens, labels, count = batch.tokens.unbind(), batch.labels.unbind(), len(batch.tokens)
+    return [_key(*document) for document in zip(tokens[:count], labels[:count], strict=True)]
+
+
+def _key(tokens: Tensor, labels: Tensor) -> bytes | None:
+    learned = (labels >= 0).nonzero()
+    if not len(learned):
+        return None
+    end = int(learned[-1]) + 1
+    fed = torch.stack([tokens[:end], labels[:end]]).to(torch.int64).contiguous()
+    return hashlib.blake2b(fed.cpu().numpy().tobytes(), digest_size=16).digest()

@@ -21,19 +21,17 @@ from nemoalign.algorithms.pair_losses import (
     PairOptions,
     Pairs,
 )
+from nemoalign.algorithms.preference import REFERENCE, WEIGHT, Preference
 from nemoalign.algorithms.ranks import AT_RANK, at_ranks
-from nemoalign.model.forward import forward_logprobs
-from nemoalign.train.algorithm import Algorithm, LossOutput
+from nemoalign.train.algorithm import LossOutput
 from nemoalign.train.metrics import Mean
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from nemoalign.data.collate import Batch
     from nemoalign.train.learner import Learner
 
-REFERENCE = "reference_logprobs"
-WEIGHT = "weight"
 REWARD = "reward"
 CONSTANT = (
     "dpo",
@@ -51,7 +49,7 @@ CONSTANT = (
 """Losses that are the same number for every pair whose policy is its reference."""
 
 
-class Dpo(Algorithm):
+class Dpo(Preference):
     """Losses over pairs, by NeMo-Aligner's and TRL's names."""
 
     metric_names = (
@@ -67,7 +65,7 @@ class Dpo(Algorithm):
     )
 
     def __init__(self, config: Any) -> None:
-        self.config = config
+        super().__init__(config)
         self.losses = config.losses
         self.options = PairOptions(
             beta=config.ref_policy_kl_penalty,
@@ -87,7 +85,9 @@ class Dpo(Algorithm):
 
     def prepare(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
         """Return the micro-batches with what the losses compare with, on the last pipeline stage."""
-        batches = self._with_reference(learner, micro_batches)
+        batches = list(micro_batches)
+        if self.needs_reference:
+            batches = self.with_reference(learner, batches)
         if not any(name in RANKED for name, _ in self.losses):
             return batches
         with torch.no_grad():
@@ -101,22 +101,9 @@ class Dpo(Algorithm):
             for batch, found in zip(batches, partners, strict=True)
         ]
 
-    def _with_reference(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
-        if not self.needs_reference or all(REFERENCE in b.fields for b in micro_batches):
-            return list(micro_batches)
-        assert self.reference is not None, "a run whose loss needs a reference has one"
-        with self.reference.in_place():
-            found = learner.collect(micro_batches, self.forward, of_documents)
-        if not found:  # a pipeline stage before the last
-            return list(micro_batches)
-        return [
-            replace(batch, fields={**batch.fields, REFERENCE: logprobs})
-            for batch, logprobs in zip(micro_batches, found, strict=True)
-        ]
-
     def check_start(self, metrics: Mapping[str, float]) -> str | None:
         """Prove that policy and reference agree and that the loss is what it is there."""
-        if self.reference is None or not self.reference.is_start:
+        if not self.starts_at_reference:
             return None
         if any(name not in CONSTANT for name, _ in self.losses):
             return check_agreement(metrics, None)
@@ -124,10 +111,6 @@ class Dpo(Algorithm):
         pair = Pairs(zero, zero, zero, zero, one, one)
         at_start = [w * PAIR_LOSSES[name](pair, self.options).item() for name, w in self.losses]
         return check_agreement(metrics, sum(at_start))
-
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return log-probs of the labels, [b, s]; zero where a position is not learned."""
-        return forward_logprobs(model, batch)
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """Return the summed loss of the pairs and their number; fillers count for nothing."""

@@ -8,7 +8,6 @@ NeMo-Aligner computes z per micro-batch and with gradients it never uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +15,13 @@ from megatron.core import parallel_state
 
 from nemoalign.algorithms.agreement import check_agreement
 from nemoalign.algorithms.documents import answer_logprobs, of_documents
-from nemoalign.algorithms.dpo import REFERENCE, WEIGHT
 from nemoalign.algorithms.label_losses import LabelOptions, apo_zero_unpaired, kl_estimate, kto
-from nemoalign.model.forward import forward_logprobs
-from nemoalign.train.algorithm import Algorithm, LossOutput
+from nemoalign.algorithms.preference import REFERENCE, WEIGHT, Preference, with_field
+from nemoalign.train.algorithm import LossOutput
 from nemoalign.train.metrics import Mean
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from nemoalign.data.collate import Batch
     from nemoalign.train.learner import Learner
@@ -32,7 +30,7 @@ DESIRABLE = "is_desirable"
 KL = "kl"
 
 
-class Kto(Algorithm):
+class Kto(Preference):
     """KTO, and APO-zero of single answers."""
 
     metric_names = (
@@ -45,7 +43,7 @@ class Kto(Algorithm):
     )
 
     def __init__(self, config: Any) -> None:
-        self.config = config
+        super().__init__(config)
         self.options = LabelOptions(
             config.ref_policy_kl_penalty,
             config.desirable_loss_weight,
@@ -57,34 +55,27 @@ class Kto(Algorithm):
         """True: every loss compares with the reference."""
         return True
 
+    @property
+    def uses_mismatched(self) -> bool:
+        """True for the loss whose reference point mismatched rows give."""
+        return self.config.preference_loss == "kto"
+
     def prepare(self, learner: Learner, micro_batches: Sequence[Batch]) -> list[Batch]:
         """Return the micro-batches with the reference's log-probs and z, on the last stage."""
-        assert self.reference is not None, "a run whose loss needs a reference has one"
-        batches = list(micro_batches)
-        with self.reference.in_place():
-            found = learner.collect(batches, self.forward, of_documents)
-        points = self._reference_points(learner, batches)
-        if not found:  # a pipeline stage before the last
-            return batches
-        return [
-            replace(batch, fields={**batch.fields, REFERENCE: logprobs, KL: kl})
-            for batch, logprobs, kl in zip(batches, found, points, strict=True)
-        ]
+        batches = self.with_reference(learner, micro_batches)
+        return with_field(batches, KL, self._reference_points(learner, batches))
 
     def _reference_points(self, learner: Learner, batches: Sequence[Batch]) -> list[Tensor]:
         """Return z for each micro-batch, on the last pipeline stage. Collective."""
         mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
         zero = torch.zeros((), device=learner.backend.device)
-        if self.config.preference_loss != "kto" or not mismatched:
+        if not self.uses_mismatched or not mismatched:
             return [zero] * len(batches)
-        assert self.reference is not None, "prepare checks it"
         with torch.no_grad():
             policy = learner.collect(mismatched, self.forward, of_documents)
-        with self.reference.in_place():
-            reference = learner.collect(mismatched, self.forward, of_documents)
         sums = torch.zeros(len(batches), 2, device=zero.device)
-        for row, (mine, theirs) in enumerate(zip(policy, reference, strict=True)):
-            real = mismatched[row].fields[WEIGHT].to(zero.device)
+        for row, (mine, other) in enumerate(zip(policy, mismatched, strict=bool(policy))):
+            theirs, real = (other.fields[name].to(zero.device) for name in (REFERENCE, WEIGHT))
             sums[row] = torch.stack([((mine - theirs) * real).sum(), real.sum()])
         if self.config.kl_estimate == "micro_batch":
             return [kl_estimate(*row) for row in sums]
@@ -94,14 +85,10 @@ class Kto(Algorithm):
 
     def check_start(self, metrics: Mapping[str, float]) -> str | None:
         """Prove that policy and reference agree and, with equal weights, that the loss is half of them."""
-        if self.reference is None or not self.reference.is_start:
+        if not self.starts_at_reference:
             return None
         good, bad = self.options.desirable_weight, self.options.undesirable_weight
         return check_agreement(metrics, 0.5 * good if good == bad else None)
-
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return log-probs of the labels, [b, s]; zero where a position is not learned."""
-        return forward_logprobs(model, batch)
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """Return the summed loss of the answers and their number; fillers count for nothing."""

@@ -45,6 +45,16 @@ class PreferenceSettings(AlgorithmSettings):
         shown="the start of the run",
         panel=PANEL,
     )
+    reference_cache: bool = setting(
+        False,
+        "Compute the reference's log-probs once, before training, keep them on disk and train with one model.",
+        flag="--ref-cache",
+        panel=PANEL,
+    )
+    reference_on_host: bool | None = setting(
+        None,
+        "Keep a reference's copy in the host's memory; null keeps it on the device unless that is crowded.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

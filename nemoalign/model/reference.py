@@ -1,7 +1,8 @@
-"""The policy as it was before its first step, computed by the model in training.
+"""What a policy is compared with: the model in training, computing what it computed before its first step.
 
-Only parameters that learn can differ from the start, so only they are kept twice: all weights of a full
-run, the adapters alone with LoRA. While the reference computes, the start's values take their place.
+Which of three ways is taken, ``choose_reference`` says: with a fresh adapter the adapters are switched
+off and nothing is kept; else the start's values of every parameter that learns are kept, on the device or,
+where they would take more than ``DEVICE_SHARE`` of its free memory, in the host's.
 """
 
 from __future__ import annotations
@@ -9,40 +10,143 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nemoalign.model.lora import adapters_disabled
 
-@dataclass(frozen=True)
-class Reference:
-    """Copies of the parameters that learn, as they are now."""
+DEVICE_SHARE = 0.25
+"""Of a GPU's free memory, before optimizer states exist."""
 
-    parameters: Sequence[nn.Parameter]
-    start: Sequence[Tensor]
-    is_start: bool = True
-    """The policy begins here, so that both must agree before the first step."""
 
-    @classmethod
-    def of(cls, chunks: Sequence[nn.Module], *, is_start: bool = True) -> Reference:
-        """Return the reference that ``chunks`` are at this moment."""
-        learning = [p for chunk in chunks for p in chunk.parameters() if p.requires_grad]
-        return cls(learning, [p.detach().clone() for p in learning], is_start)
+class Reference(Protocol):
+    """A policy that does not learn."""
 
     @property
-    def size(self) -> int:
-        """Bytes the copies take."""
-        return sum(copy.numel() * copy.element_size() for copy in self.start)
+    def is_start(self) -> bool:
+        """True when the policy begins here, so that both must agree before the first step."""
+        ...
+
+    def describe(self) -> str:
+        """Return what it is and what memory it takes."""
+        ...
+
+    def in_place(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model compute what the reference computes; without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdaptersOff:
+    """The base model below adapters that began by adding nothing."""
+
+    chunks: Sequence[nn.Module]
+    is_start: bool = True
+
+    def describe(self) -> str:
+        """Return what it is and what memory it takes."""
+        return "the model without its adapters, no memory of its own"
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute what it computed at the start; without gradients."""
+        """Switch the adapters off."""
+        with adapters_disabled(self.chunks), torch.no_grad():
+            yield
+
+
+class Copies:
+    """Values of the parameters that learn, on their device; they take the parameters' place."""
+
+    def __init__(self, chunks: Sequence[nn.Module], *, is_start: bool) -> None:
+        self.is_start = is_start
+        self.parameters = _learning(chunks)
+        self.kept = [p.detach().clone() for p in self.parameters]
+
+    def describe(self) -> str:
+        """Return what it is and what memory it takes."""
+        return f"a copy beside the model, {_megabytes(self.kept)} MB a rank"
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Point every parameter at its copy."""
         now = [p.data for p in self.parameters]
         try:
-            for parameter, copy in zip(self.parameters, self.start, strict=True):
+            for parameter, copy in zip(self.parameters, self.kept, strict=True):
                 parameter.data = copy
             with torch.no_grad():
                 yield
         finally:
             for parameter, data in zip(self.parameters, now, strict=True):
                 parameter.data = data
+
+
+class HostCopies:
+    """The same in the host's memory: values change places, so the device holds one model."""
+
+    def __init__(self, chunks: Sequence[nn.Module], *, is_start: bool) -> None:
+        self.is_start = is_start
+        self.parameters = _learning(chunks)
+        self.kept = [_on_host(p) for p in self.parameters]
+
+    def describe(self) -> str:
+        """Return what it is and what memory it takes."""
+        return f"a copy in the host's memory, {_megabytes(self.kept)} MB a rank, swapped in"
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Exchange every parameter's values with its copy's, and back."""
+        self._exchange()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for number, parameter in enumerate(self.parameters):
+            now = _on_host(parameter)
+            parameter.copy_(self.kept[number])
+            self.kept[number] = now
+
+
+def choose_reference(
+    chunks: Sequence[nn.Module], *, has_fresh_adapters: bool, on_host: bool | None, is_start: bool
+) -> Reference:
+    """Return the reference that ``chunks`` are at this moment.
+
+    Args:
+        chunks: this rank's part of the model, loaded.
+        has_fresh_adapters: they add nothing yet, so the base alone is the reference.
+        on_host: where copies lie; None takes the host where the device would be crowded.
+        is_start: the policy begins here too.
+    """
+    if has_fresh_adapters:
+        return AdaptersOff(chunks)
+    if on_host is None:
+        on_host = _crowds_device(_learning(chunks))
+    return (HostCopies if on_host else Copies)(chunks, is_start=is_start)
+
+
+def _crowds_device(parameters: Sequence[nn.Parameter]) -> bool:
+    if not parameters or parameters[0].device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(parameters[0].device)
+    return sum(p.numel() * p.element_size() for p in parameters) > DEVICE_SHARE * free
+
+
+def _learning(chunks: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for chunk in chunks for p in chunk.parameters() if p.requires_grad]
+
+
+def _on_host(parameter: nn.Parameter) -> Tensor:
+    """Return a copy in memory that a GPU reads and writes without the host's help."""
+    pinned = parameter.device.type == "cuda"
+    copy = torch.empty_like(parameter, device="cpu", pin_memory=pinned)
+    return copy.copy_(parameter.detach())
+
+
+def _megabytes(tensors: Sequence[Tensor]) -> str:
+    return f"{sum(t.numel() * t.element_size() for t in tensors) / 1e6:,.1f}"

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.core import parallel_state
 
-from nemoalign.checkpoint.export import with_adapter
-from nemoalign.checkpoint.open import open_source
 from nemoalign.config.algorithms import ALGORITHMS
-from nemoalign.errors import ConfigError
 from nemoalign.log import speaking_rank
-from nemoalign.model.adapters import with_adapters
 from nemoalign.model.build import ModelSettings, build_model
-from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings, lora_settings
-from nemoalign.model.reference import Reference
+from nemoalign.run.policies import give_reference, load_policy
+from nemoalign.run.reference_cache import CacheWork
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.archiving import Archiver
 from nemoalign.train.checkpointing import Checkpointer, Contents
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     from nemoalign.parallel.device import Backend
     from nemoalign.run.prepare import Prepared
     from nemoalign.train.records import RunDirectory
+    from nemoalign.train.stopping import Requests
 
 
 def assemble(
@@ -43,6 +40,7 @@ def assemble(
     backend: Backend,
     records: RunDirectory | None,
     reporter: Reporter,
+    requests: Requests | None,
 ) -> Trainer:
     """Build model, learner, feeds and loop."""
     config = merged.config
@@ -51,10 +49,13 @@ def assemble(
     if made.inputs.any_rows is not None:
         algorithm.meet(made.inputs.any_rows)
     chunks = _built_model(config, made, lora)
-    _load(config, made, lora, chunks)
+    dp_rank = parallel_state.get_data_parallel_rank()
+    feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
     if algorithm.needs_reference:
-        algorithm.reference = _reference(config, made, lora, chunks, reporter)
-        _load(config, made, lora, chunks)
+        work = CacheWork(config, made, feeds, backend, reporter, requests)
+        give_reference(algorithm, config, made, chunks, work)
+    else:
+        load_policy(chunks, config, made)
     if not made.inputs.limits.max_steps:
         for chunk in chunks:
             chunk.requires_grad_(False)  # so that no gradients and master weights are kept
@@ -68,8 +69,6 @@ def assemble(
     trained = learner.trained_parameters()
     what = f"training {trained:,} parameters" if made.inputs.limits.max_steps else "measuring"
     reporter.say(f"{what} in {config.trainer.precision} on {backend.name}")
-    dp_rank = parallel_state.get_data_parallel_rank()
-    feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
     return Trainer(
         learner,
         made.inputs.limits,
@@ -123,44 +122,6 @@ def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -
         ),
         lora=lora,
     )
-
-
-def _load(
-    config: RunConfig, made: Prepared, lora: LoraSettings | None, chunks: list[GPTModel]
-) -> None:
-    """Fill this rank's part of the model from the checkpoint."""
-    weights = made.source.weights
-    if config.model.peft.restore_from_path is not None:
-        assert lora is not None, "check_rules refuses --adapter without --lora"
-        weights = with_adapters(
-            weights, config.model.peft.restore_from_path, lora, made.arch.num_layers
-        )
-    load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)
-
-
-def _reference(
-    config: RunConfig,
-    made: Prepared,
-    lora: LoraSettings | None,
-    chunks: list[GPTModel],
-    reporter: Reporter,
-) -> Reference:
-    """Return what the policy is compared with: another checkpoint, or the start of this run."""
-    own: Any = config.model.algorithm
-    path: Path | None = own.reference_path
-    if path is not None:
-        if lora is not None:
-            raise ConfigError(
-                f"--ref {path} is another model, but with --lora policy and reference share one. "
-                "Leave --ref out, or train all weights."
-            )
-        source = with_adapter(open_source(path), None, Path("OUT"))
-        reporter.say(f"reference: {source.describe()}")
-        load_weights(chunks, source.weights, made.arch, made.layout, made.source.vocab_size)
-    reference = Reference.of(chunks, is_start=path is None)
-    what = "the adapters at their start" if lora is not None else "a copy of all weights"
-    reporter.say(f"reference policy: {what}, {reference.size / 1e6:,.1f} MB a rank")
-    return reference
 
 
 def archive_prefix(merged: Merged) -> Path:

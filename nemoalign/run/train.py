@@ -65,7 +65,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         torch.distributed.barrier()
         trainer = None
         try:
-            trainer = assemble(merged, made, backend, records, reporter)
+            trainer = assemble(merged, made, backend, records, reporter, requests)
             with closing(trainer.checkpointer):
                 _resume(trainer, merged.config, reporter)
                 _open_sinks(trainer, merged)

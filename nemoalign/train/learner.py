@@ -7,18 +7,18 @@ the schedule, gradient reduction, clipping across the model-parallel group, fp32
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from nemoalign.parallel.measure import Stopwatch
 from nemoalign.train.metrics import Mean, reduce_means
 from nemoalign.train.optimizer import wrap
+from nemoalign.train.passes import collect, schedule
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from nemoalign.data.collate import Batch
     from nemoalign.parallel.device import Backend
     from nemoalign.train.algorithm import Algorithm
-
-    Forward = Callable[[Any, Batch], torch.Tensor]
+    from nemoalign.train.passes import Forward, Keep
 
 
 @dataclass(frozen=True)
@@ -112,46 +111,13 @@ class Learner:
             chunk.eval()
         return self._run(self.algorithm.prepare(self, micro_batches), forward_only=True)
 
-    def collect(
-        self, micro_batches: Sequence[Batch], forward: Forward, keep: Callable[[Any, Batch], Any]
-    ) -> list[Any]:
-        """Return what ``keep`` makes of each micro-batch's output; empty before the last pipeline stage.
-
-        Collective. Nothing is learned and nothing dropped out; a run of ``step`` goes on as it was.
-        """
-        was_training = self.chunks[0].training
-        for chunk in self.chunks:
-            chunk.eval()
-
-        def forward_step(iterator: Any, model: DistributedDataParallel) -> tuple[Any, Any]:
-            batch = next(iterator).to(self.backend.device)
-            return forward(model, batch), lambda output, **_: keep(output, batch)
-
-        found = self._schedule(
-            micro_batches, forward_step, forward_only=True, collect_non_loss_data=True
-        )
-        for chunk in self.chunks:
-            chunk.train(was_training)
-        return found
+    def collect(self, micro_batches: Sequence[Batch], forward: Forward, keep: Keep) -> list[Any]:
+        """Return what ``keep`` makes of each micro-batch's output; see ``passes.collect``. Collective."""
+        return collect(self.chunks, micro_batches, forward, keep, self.backend.device)
 
     def _run(self, micro_batches: Sequence[Batch], *, forward_only: bool) -> list[dict[str, Mean]]:
         """Drive megatron-core's schedule over the micro-batches of this rank."""
-        return self._schedule(micro_batches, self._forward_step, forward_only=forward_only)
-
-    def _schedule(
-        self, micro_batches: Sequence[Batch], forward_step: Any, **options: Any
-    ) -> list[Any]:
-        iterators = [iter(micro_batches) for _ in self.chunks]
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iterators if len(iterators) > 1 else iterators[0],
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=len(micro_batches),
-            # With variable_seq_lengths the pipeline sends shapes; these two are then only hints.
-            seq_length=max(batch.tokens.shape[1] for batch in micro_batches),
-            micro_batch_size=micro_batches[0].tokens.shape[0],
-            **options,
-        )
+        return schedule(self.chunks, micro_batches, self._forward_step, forward_only=forward_only)
 
     def _finalize(self, *arguments: Any, **options: Any) -> None:
         """Reduce gradients over the replicas, which is where they first wait for one another."""

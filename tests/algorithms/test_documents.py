@@ -2,9 +2,15 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 
-from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, sum_documents
+from nemoalign.algorithms.documents import (
+    answer_logprobs,
+    answer_tokens,
+    document_keys,
+    sum_documents,
+)
 from nemoalign.data.collate import collate, collate_pack
 from nemoalign.data.dataset import Sample
 from tests.model import tiny
@@ -34,3 +40,19 @@ def test_sums_carry_gradients_to_their_own_document_alone() -> None:
     assert values.grad is not None
     first, second = (len(sample.tokens) - 1 for sample in samples()[:2])
     assert values.grad[0].nonzero()[:, 0].tolist() == list(range(first, first + second))
+
+
+def test_a_document_has_one_key_wherever_it_lies_and_another_for_any_other_answer() -> None:
+    rows = samples()
+    expected = document_keys(collate(rows, eos_id=EOS))
+    assert len(set(expected)) == len(rows)
+    for join in (collate_pack, partial(collate_pack, pad_to=4), partial(collate, pad_to=16)):
+        assert document_keys(join(rows[::-1], eos_id=EOS)) == expected[::-1]
+    first = rows[0]
+    other_prompt, other_mask = first.tokens.copy(), first.loss_mask.copy()
+    other_prompt[0] += 1
+    other_mask[1 + np.flatnonzero(other_mask[1:])[0]] = False
+    changed = [Sample(other_prompt, first.loss_mask, ""), Sample(first.tokens, other_mask, "")]
+    assert not set(document_keys(collate(changed, eos_id=EOS))) & set(expected)
+    nothing = Sample(first.tokens, np.zeros_like(first.loss_mask), "")
+    assert document_keys(collate([nothing], eos_id=EOS)) == [None]

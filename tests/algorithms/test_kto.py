@@ -15,38 +15,24 @@ from nemoalign.config.schema import OptimConfig
 from nemoalign.data.collate import IGNORED, Batch
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
-from nemoalign.model.reference import Reference
+from nemoalign.model.reference import Copies
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.learner import Learner
-from tests.algorithms.test_dpo import LAYOUTS, PLAIN
-from tests.commands import tiny
+from tests.algorithms import curves
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+TRLS_PARTNERS = ["-s", "model.kto.mismatched_answer=previous"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("kto")
-    tiny.make_llama(root / "hf")
-    rows = json.loads((FIXTURES / "trl/kto.json").read_text())["rows"]
-    tiny.write_rows(root / "labels.jsonl", rows)
-    return root
-
-
-def like_trl(made: Path, out: Path, *flags: object, steps: int = 10) -> list[dict]:
-    tiny.ok(
-        "kto", "--ckpt", made / "hf", "--data", made / "labels.jsonl", "-o", out, "--gbs", 4,
-        "--max-steps", steps, "--seq-len", 256, "--lr", "1e-3", "--beta", 0.1, *PLAIN,
-        "-s", "model.optim.betas=[0.9,0.999]", "-s", "model.kto.mismatched_answer=previous", *flags,
-    )  # fmt: skip
-    return tiny.read_metrics(out)
+    return curves.make(tmp_path_factory.mktemp("kto"), "kto")
 
 
 @pytest.mark.slow
 def test_ten_steps_are_trls(made, tmp_path) -> None:
-    steps = json.loads((FIXTURES / "trl/kto.json").read_text())["steps"]
-    for ours, theirs in zip(like_trl(made, tmp_path / "run", "--mbs", 2), steps, strict=True):
+    found = curves.run("kto", made, tmp_path / "run", "--mbs", 2, *TRLS_PARTNERS)
+    for ours, theirs in zip(found, curves.stored("kto")["steps"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
         assert ours["kl"] == pytest.approx(theirs["kl"], abs=1e-4)
@@ -59,13 +45,10 @@ def test_ten_steps_are_trls(made, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_the_curve_depends_on_no_layout(made, tmp_path) -> None:
-    expected = like_trl(made, tmp_path / "one", "--mbs", 1, steps=3)
-    for name in ("micro batch 4, unpacked", "DP2"):
-        found = like_trl(made, tmp_path / name, *LAYOUTS[name], steps=3)
-        for ours, theirs in zip(found, expected, strict=True):
-            for key in ("loss", "kl", "rewards_chosen"):
-                assert ours.get(key) == pytest.approx(theirs.get(key), abs=5e-5), (name, key)
-            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), name
+    expected = curves.run("kto", made, tmp_path / "one", "--mbs", 1, steps=3)
+    for name, flags in curves.LAYOUTS.items():
+        found = curves.run("kto", made, tmp_path / name, *flags, steps=3)
+        curves.assert_close(found, expected, name, within=5e-5)
 
 
 def batch(rows: list, labels: list, **fields: torch.Tensor) -> Batch:
@@ -79,8 +62,8 @@ def batch(rows: list, labels: list, **fields: torch.Tensor) -> Batch:
 
 
 def test_steps_are_nemo_aligners_where_the_kl_is_a_micro_batchs() -> None:
-    oracle = json.loads((FIXTURES / "align/nemo_aligner_kto.json").read_text())
-    source = open_source(FIXTURES / "llama.nemo")
+    oracle = json.loads((curves.FIXTURES / "align/nemo_aligner_kto.json").read_text())
+    source = open_source(curves.FIXTURES / "llama.nemo")
     arch, layout = Architecture.from_nemo(source.config), ParallelLayout(1)
     rate = oracle["optimizer"]["lr"]
     with start(layout, seed=1) as backend:
@@ -89,7 +72,7 @@ def test_steps_are_nemo_aligners_where_the_kl_is_a_micro_batchs() -> None:
         )
         load_weights(chunks, source.weights, arch, layout, source.vocab_size)
         algorithm = Kto(KtoSettings(ref_policy_kl_penalty=0.2, kl_estimate="micro_batch"))
-        algorithm.reference = Reference.of(chunks)
+        algorithm.reference = Copies(chunks, is_start=True)
         optim = OptimConfig(lr=rate, weight_decay=0.0)
         learner = Learner(chunks, algorithm, backend, optim, grad_clip=0.0)
         for step in (step for step in oracle["steps"] if "batch" in step):

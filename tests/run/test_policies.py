@@ -1,0 +1,20 @@
+"""What a policy is compared with is told with its memory, and is the same wherever it is kept."""
+
+import pytest
+
+from tests.algorithms import curves
+from tests.commands import tiny
+
+
+@pytest.mark.slow
+def test_a_reference_in_the_hosts_memory_is_the_one_beside_the_model(tmp_path) -> None:
+    made = curves.make(tmp_path, "kto")
+    expected = curves.run("kto", made, tmp_path / "beside", "--mbs", 2, steps=2)
+    told = tiny.command(
+        "kto", "--ckpt", made / "hf", "--data", made / "rows.jsonl", "-o", tmp_path / "host", "--mbs", 2,
+        "--max-steps", 2, *curves.LIKE_TRL, *curves.BETAS, "-s", "model.kto.reference_on_host=true",
+    )  # fmt: skip
+    assert "reference policy: a copy in the host's memory, 0.9 MB a rank" in told.stderr, (
+        told.stderr
+    )
+    curves.assert_close(tiny.read_metrics(tmp_path / "host"), expected, "host", within=0)
