@@ -6,7 +6,7 @@ from megatron.core.models.gpt import GPTModel
 
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train import learner as learner_module
+from nemoalign.train import passes
 from nemoalign.train.metrics import reduce_means
 from tests.model import tiny
 from tests.train import bench
@@ -44,13 +44,13 @@ def test_steps_do_not_depend_on_the_layout(two_ranks, layout, lora) -> None:
 
 def test_the_model_is_megatron_cores_and_so_is_the_schedule(monkeypatch) -> None:
     called = []
-    real = learner_module.get_forward_backward_func
+    real = passes.get_forward_backward_func
 
     def watched():
         called.append(real())
         return called[-1]
 
-    monkeypatch.setattr(learner_module, "get_forward_backward_func", watched)
+    monkeypatch.setattr(passes, "get_forward_backward_func", watched)
     with bench.learner(bench.Setup(ONE)) as learner:
         assert all(isinstance(module, GPTModel) for module in learner.modules)
         learner.step(bench.batches(), 1e-3)
