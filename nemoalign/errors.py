@@ -59,6 +59,10 @@ class ResourceError(NemoAlignError):
     exit_code = 7
 
 
+class LostRankError(ResourceError):
+    """Another rank of the run went away while this one waited for it."""
+
+
 class DataError(NemoAlignError):
     """Training or validation data is malformed, empty or does not fit the model."""
 

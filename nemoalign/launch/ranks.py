@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nemoalign.errors import INTERRUPTED, STOPPED, ResourceError
 from nemoalign.launch.lifeline import PARENT
-from nemoalign.launch.reports import REPORTS, RankFailure, Report, first_report
+from nemoalign.launch.reports import REPORTS, RankFailure, Report, first_report, has_words
 from nemoalign.train.stopping import SAME_SECONDS, SAVE_SIGNAL, STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.first_failure: int | None = None
         self._dead: int | None = None
-        """The rank that a signal of somebody else ended."""
+        """The rank that failed without a word: killed by somebody else, or crashed."""
         self._report: Report | None = None
         self._stop: tuple[signal.Signals, float] | None = None
         self._second_stop: signal.Signals | None = None
@@ -127,7 +127,8 @@ class _Ranks:
         if self._alive():
             self._wait(SETTLE_SECONDS)
         codes = [process.poll() or 0 for process in self.processes]
-        self._dead = next((rank for rank, code in enumerate(codes) if code < 0), None)
+        failed = [rank for rank, code in enumerate(codes) if code not in (0, *STOPS)]
+        self._dead = next((rank for rank in failed if not has_words(self.directory, rank)), None)
         # What ranks say once they are told to end is no reason for the end.
         self._report = first_report(self.directory)
         if self._alive():
@@ -151,8 +152,8 @@ class _Ranks:
         if not any(codes):
             return
         report = self._report
-        # A rank that was killed has no words, but those it was connected to complain of a bug.
-        if report is None or (report.exit_code == 1 and self._dead is not None):
+        # A rank that was killed has no words, but those it was connected to complain.
+        if report is None or (report.is_echo and self._dead is not None):
             first = self.first_failure if self._dead is None else self._dead
             rank = next(i for i, code in enumerate(codes) if code) if first is None else first
             report = self._silent(rank, codes[rank])

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nemoalign.errors import NemoAlignError
+from nemoalign.errors import LostRankError, NemoAlignError
 
 REPORTS = "NEMOALIGN_REPORTS"
 
@@ -23,6 +23,16 @@ class Report:
     kind: str = "RankFailure"
     detail: str = ""
     seconds: float = 0.0
+
+    @property
+    def misses_another(self) -> bool:
+        """True of a rank that ended because another one went away."""
+        return self.kind == LostRankError.__name__
+
+    @property
+    def is_echo(self) -> bool:
+        """True where another rank may be the cause."""
+        return self.misses_another or self.exit_code == 1
 
 
 class RankFailure(NemoAlignError):
@@ -51,7 +61,20 @@ def report_failure(
     return True
 
 
+def has_words(directory: Path, rank: int) -> bool:
+    """Return whether a rank left its last words."""
+    return (directory / f"rank{rank}.json").exists()
+
+
 def first_report(directory: Path) -> Report | None:
-    """Return the words to believe: the first to be left, but a named error before the bug it caused."""
+    """Return the words to believe: the first to be left.
+
+    But a cause before what it does to the others: a named error before the bug it causes, and both before
+    a rank that only misses another.
+    """
     found = [Report(**json.loads(path.read_text())) for path in directory.glob("rank*.json")]
-    return min(found, key=lambda report: (report.exit_code == 1, report.seconds), default=None)
+    return min(found, key=_distance, default=None)
+
+
+def _distance(report: Report) -> tuple[bool, bool, float]:
+    return report.misses_another, report.exit_code == 1, report.seconds

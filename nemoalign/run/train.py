@@ -16,6 +16,7 @@ select_backend()
 
 from nemoalign.errors import ConflictError, DivergedError, Interrupted, ResourceError, Stopped
 from nemoalign.log import PlainReporter, speaking_rank
+from nemoalign.parallel.lost import lost_rank, naming_lost_ranks
 from nemoalign.parallel.state import start
 from nemoalign.run.about import about
 from nemoalign.run.assemble import assemble, run_directory
@@ -56,7 +57,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         return finished
     made = prepare(merged, reporter)
     directory = run_directory(merged.config)
-    with start(made.layout, seed=merged.config.model.seed) as backend:
+    with naming_lost_ranks(), start(made.layout, seed=merged.config.model.seed) as backend:
         records = RunDirectory(directory) if speaking_rank() else None
         if records is not None:
             _open_records(records, merged)
@@ -73,7 +74,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
                 return finish(merged, made, trainer, _summary(merged, trainer), reporter)
         except BaseException as error:
             if records is not None:
-                _record_early_end(records, _summary(merged, trainer, error))
+                _record_early_end(records, _summary(merged, trainer, lost_rank(error) or error))
             raise
         finally:
             if records is not None:

@@ -104,6 +104,26 @@ fail("This is a bug: connection reset by peer", 1)
     assert failure.exit_code == 7
 
 
+@pytest.mark.parametrize(
+    ("end", "says", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was killed (SIGKILL)", 7),
+        ("os._exit(3)", "rank 1 ended with exit code 3.", 3),
+        ("fail('a bug', 1)", "a bug", 1),
+    ],
+)
+def test_a_rank_that_ends_wins_over_those_that_miss_it(ranks, end, says, code):
+    body = f"""
+if rank:
+    {end}
+report_failure("Rank 1 went away.", 7, "LostRankError", "", os.environ)
+sys.exit(7)
+"""
+    failure = failure_of(ranks, body)
+    assert says in str(failure)
+    assert failure.exit_code == code
+
+
 def test_what_a_rank_says_when_it_is_told_to_end_is_not_the_reason(ranks):
     body = """
 if rank:
