@@ -4,95 +4,20 @@ Sources: DPO (arXiv 2305.18290, eq. 7), IPO (2310.12036, eq. 17; over tokens as 
 it), cDPO and robust DPO (2403.00409), RPO (NeMo-Aligner ``megatron_gpt_dpo_model.py``), SLiC hinge
 (2305.10425), EXO (2402.00856), NCA (2402.05369), BCO (2404.04656), SPPO (2405.00675), AOT
 (2406.05882), APO (2408.06266), DiscoPOP (2406.08414), SimPO (2405.14734), ORPO (2403.07691), CPO
-(2401.08417). Names are NeMo-Aligner's and TRL's.
+(2401.08417), TRL's ``sft``. Names are NeMo-Aligner's and TRL's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
-
-
-@dataclass(frozen=True)
-class PairOptions:
-    """What the formulas of one run share."""
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    """The chance that a label is wrong."""
-    average: bool = False
-    """Divide every log-ratio by its answer's tokens."""
-    reward_scale: float = 1.0
-    """RPO: what the rows' rewards are multiplied by."""
-    divergence: Divergence = "reverse_kl"
-    alpha: float = 0.5
-    """Of the alpha divergence."""
-    discopop_tau: float = 0.05
-    simpo_gamma: float = 0.5
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """``n`` pairs, every tensor [n] and fp32; log-probs are sums over the answer's tokens, in nats.
-
-    References are zero for losses that need none. ``rejected_of_rank`` and the others are for AOT alone:
-    what stands at the same rank of the sorted global batch (``ranks``).
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    chosen_reference: Tensor
-    rejected_reference: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-    chosen_reward: Tensor | None = None
-    rejected_reward: Tensor | None = None
-    reference_at_rank: Tensor | None = None
-    rejected_at_rank: Tensor | None = None
-    chosen_at_rank: Tensor | None = None
-
-    def scores(self, options: PairOptions) -> tuple[Tensor, Tensor]:
-        """Return the log-ratios of both sides [n], through the divergence's derivative."""
-        chosen, rejected = (
-            self.chosen - self.chosen_reference,
-            self.rejected - self.rejected_reference,
-        )
-        if options.average:
-            chosen, rejected = chosen / self.chosen_tokens, rejected / self.rejected_tokens
-        return _through(options, chosen), _through(options, rejected)
-
-    def averages(self) -> tuple[Tensor, Tensor]:
-        """Return the policy's log-probs a token, [n] and [n]."""
-        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
-
-    def rewards(self) -> tuple[Tensor, Tensor]:
-        """Return the rows' own rewards, [n] and [n]."""
-        assert self.chosen_reward is not None, "data gives rewards, or their defaults, to RPO"
-        assert self.rejected_reward is not None, "data gives rewards, or their defaults, to RPO"
-        return self.chosen_reward, self.rejected_reward
-
+from nemoalign.algorithms.pairs import PairOptions, Pairs
 
 PairLoss = Callable[[Pairs, PairOptions], Tensor]
-
-
-def _through(options: PairOptions, ratio: Tensor) -> Tensor:
-    """Return f'(exp(ratio)) without its constants (arXiv 2309.16240, table 1)."""
-    match options.divergence:
-        case "reverse_kl":
-            return ratio
-        case "forward_kl":
-            return -torch.exp(-ratio)
-        case "js_divergence":
-            return logsigmoid(ratio)
-        case "alpha_divergence":
-            return torch.exp((options.alpha - 1) * ratio) / (options.alpha - 1)
 
 
 def _margin(pairs: Pairs, options: PairOptions) -> Tensor:
@@ -252,6 +177,13 @@ def orpo(pairs: Pairs, options: PairOptions) -> Tensor:
     return -options.beta * logsigmoid(odds)
 
 
+def sft(pairs: Pairs, options: PairOptions) -> Tensor:
+    """Return the chosen answer's negative log-prob, so scaled that the mean over pairs is over tokens."""
+    del options
+    assert pairs.mean_chosen_tokens is not None, "the global batch's are counted first"
+    return -pairs.chosen / pairs.mean_chosen_tokens
+
+
 def _log1mexp(x: Tensor) -> Tensor:
     """Return log(1 - exp(x)) for x < 0, accurate at both ends."""
     return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
@@ -279,9 +211,10 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
     "simpo": simpo,
     "orpo": orpo,
     "cpo": cpo,
+    "sft": sft,
 }
 """By the names of ``config.preference``."""
 
-WITHOUT_REFERENCE = ("simpo", "orpo", "cpo")
+WITHOUT_REFERENCE = ("simpo", "orpo", "cpo", "sft")
 RANKED = ("aot", "aot_unpaired")
 """Losses whose terms couple pairs of the global batch."""

@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemoalign.algorithms.pair_losses import PairOptions, Pairs
+from nemoalign.algorithms.pairs import PairOptions, Pairs
 
 AT_RANK = ("reference_at_rank", "rejected_at_rank", "chosen_at_rank")
 """The fields of ``Pairs`` that hold partners."""

@@ -15,7 +15,7 @@ PANEL = "Loss"
 PAIR_LOSSES = (
     "dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl", "hinge", "robust", "exo_pair", "nca_pair",
     "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
-    "sigmoid_norm", "simpo", "orpo", "cpo", "ipo_sum",
+    "sigmoid_norm", "simpo", "orpo", "cpo", "ipo_sum", "sft",
 )  # fmt: skip
 """NeMo-Aligner's and TRL's names; ``ipo_sum`` is NeMo-Aligner's ipo of log-probs that are summed."""
 WITH_DIVERGENCE = (
@@ -103,6 +103,10 @@ class DpoSettings(PreferenceSettings):
     discopop_tau: float = setting(0.05, "Temperature of discopop's blend.", above=0)
     simpo_gamma: float = setting(0.5, "Margin that simpo asks for.", at_least=0)
 
+    use_weighting: bool = setting(
+        False, "Weigh every pair by how likely the policy itself would write it (WPO)."
+    )
+
     def __post_init__(self) -> None:
         """Refuse losses that are unknown, or that the other settings make meaningless."""
         super().__post_init__()
@@ -111,6 +115,11 @@ class DpoSettings(PreferenceSettings):
             raise ConfigError(
                 "--loss exo_pair takes the logarithm of --label-smoothing, which is 0. "
                 "Use --label-smoothing 1e-3, as TRL does."
+            )
+        if self.use_weighting and {"aot", "aot_unpaired"} & set(names):
+            raise ConfigError(
+                "model.dpo.use_weighting weighs pairs, and the aot losses have none: they compare ranks. "
+                "Leave one of the two out."
             )
         fixed = [name for name in names if name not in WITH_DIVERGENCE]
         if fixed and self.f_divergence != "reverse_kl":

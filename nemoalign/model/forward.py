@@ -68,6 +68,19 @@ def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
     return _without_padding(model, batch, _call(model, batch, batch.labels))
 
 
+def forward_concentrations(model: nn.Module, batch: LabelledBatch) -> Tensor:
+    """Return log-probs as ``forward_logprobs`` does and, beside each, its concentration: [b, s, 2].
+
+    The second number is the log of the sum of squared probabilities there, without gradient.
+    """
+    unwrapped = _unwrapped(model)
+    unwrapped.with_concentration = True
+    try:
+        return forward_logprobs(model, batch)
+    finally:
+        unwrapped.with_concentration = False
+
+
 def forward_rewards(model: nn.Module, batch: JudgedBatch, *, averages: bool = False) -> Tensor:
     """Return the rewards of the answers, [documents, outputs] in fp32; else as ``forward_logits``.
 

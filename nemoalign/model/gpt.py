@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from nemoalign.model.reward_head import Answers, RewardHead
-from nemoalign.parallel.logprobs import vocab_parallel_logprobs
+from nemoalign.parallel.logprobs import vocab_parallel_concentration, vocab_parallel_logprobs
 
 
 class LabelGPT(GPTModel):
@@ -29,6 +29,8 @@ class LabelGPT(GPTModel):
         self.splits_sequence = self.config.sequence_parallel
         self.head_positions: Tensor | None = None
         """Of each row the one place whose logits are asked for, [b]; None for all."""
+        self.with_concentration = False
+        """Beside log-probs, ask for ``vocab_parallel_concentration``."""
         self.rm_head: RewardHead | None = None
         """Of a reward model, on its last pipeline stage."""
         self.answers: Answers | None = None
@@ -78,7 +80,10 @@ class LabelGPT(GPTModel):
         return self._label_logprobs(hidden_states, labels)
 
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
-        """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h]."""
+        """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h].
+
+        With ``with_concentration`` [b, s, 2]: the second number of a label is its concentration.
+        """
         flat_labels = labels.t().reshape(-1)  # [b, s] -> [s * b], the order of the hidden states
         rows = (flat_labels >= 0).nonzero()[:, 0]
         if not len(rows):
@@ -92,14 +97,15 @@ class LabelGPT(GPTModel):
             weight = self.shared_embedding_or_output_weight()
         logits, _ = self.output_layer(chosen.unsqueeze(1), weight=weight)  # [rows, 1, v/tp]
         # squeeze, not [:, 0]: the gradient of an index is a second, zeroed tensor of that size.
-        logprobs = vocab_parallel_logprobs(
-            self._capped(logits).squeeze(1),
-            flat_labels[rows],
-            self.softmax_size,
-            reuse_logits=True,
-        )
-        spread = logprobs.new_zeros(len(flat_labels)).index_put((rows,), logprobs)
-        return spread.view(labels.shape[1], labels.shape[0]).t().contiguous()
+        logits = self._capped(logits).squeeze(1)
+        known = [
+            vocab_parallel_logprobs(logits, flat_labels[rows], self.softmax_size, reuse_logits=True)
+        ]
+        if self.with_concentration:
+            known.append(vocab_parallel_concentration(logits, self.softmax_size))
+        found = known[0] if len(known) == 1 else torch.stack(known, -1)
+        spread = found.new_zeros(len(flat_labels), *found.shape[1:]).index_put((rows,), found)
+        return spread.view(*reversed(labels.shape), *found.shape[1:]).transpose(0, 1).contiguous()
 
     def _capped(self, logits: Tensor) -> Tensor:
         """Return logits that tanh keeps below the cap, where the model has one."""

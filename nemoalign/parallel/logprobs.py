@@ -35,6 +35,25 @@ def vocab_parallel_logprobs(
     )
 
 
+@torch.no_grad()
+def vocab_parallel_concentration(logits: Tensor, vocab_size: int) -> Tensor:
+    """Return log of the sum of squared probabilities of each row, fp32 [rows], of ``logits`` [rows, v/tp].
+
+    The log-prob a token drawn from the policy has on average, in the sense of WPO (arXiv 2406.11827,
+    eq. 2). Collective over tp, without gradient.
+    """
+    shard = _my_shard(logits.shape[1], vocab_size)
+    real = logits[:, : shard.width]
+    peaks = _row_peaks(real, shard)
+    sums = torch.empty(2, len(logits), device=logits.device)
+    for rows in _chunks(logits):
+        part = (real[rows].float() - peaks[rows, None]).exp_()
+        sums[:, rows] = torch.stack([part.sum(-1), part.square_().sum(-1)])
+    if shard.group is not None:
+        torch.distributed.all_reduce(sums, group=shard.group)
+    return sums[1].log() - 2 * sums[0].log()
+
+
 class _Shard(NamedTuple):
     """Which columns of the whole vocabulary this rank holds, and the group that holds the rest."""
 

@@ -68,6 +68,11 @@ class Algorithm(Protocol):
         """Return what is logged, from the means of ``metric_names``."""
         return dict(means)
 
+    def watch(self, metrics: Mapping[str, float]) -> str | None:
+        """Return a warning about how learning goes, from the metrics of a step that was applied."""
+        del metrics
+        return None
+
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return this pipeline stage's output for one micro-batch; on the last, what ``loss`` takes."""
         ...

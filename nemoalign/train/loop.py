@@ -176,7 +176,7 @@ class Trainer:
         progress, loss = self.progress, result.metrics["loss"]
         if result.applied:
             progress.skipped_in_a_row = 0
-            warning = self.health.spike(loss)
+            warning = self.health.spike(loss) or self.learner.algorithm.watch(result.metrics)
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1

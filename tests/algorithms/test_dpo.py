@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from nemoalign.algorithms.dpo import Dpo
+from nemoalign.config.preference import DpoSettings
+from nemoalign.data.collate import IGNORED, Batch
 from tests.algorithms import curves
 from tests.commands import tiny
 
@@ -67,3 +71,43 @@ def test_another_reference_is_compared_with_and_lora_needs_its_cache(made, tmp_p
     assert "Add --ref-cache" in wrong.stderr
     cached = curves.run("dpo", made, tmp_path / "x", "--ref-cache", *lora, steps=1)
     assert cached[0]["rewards_chosen"] == pytest.approx(again[0]["rewards_chosen"], abs=1e-5)
+
+
+TRL = json.loads((curves.FIXTURES / "vectors/dpo_trl.json").read_text())
+
+
+def as_batch() -> tuple[Batch, torch.Tensor]:
+    """Return TRL's rows in our order: a better answer, its worse one, the next pair."""
+    rows, last = len(TRL["input_ids"]) // 2, torch.full((len(TRL["input_ids"]), 1), IGNORED)
+    order = torch.arange(2 * rows).view(2, rows).t().flatten()
+    ids, mask = (torch.tensor(TRL[name])[order] for name in ("input_ids", "completion_mask"))
+    labels = torch.cat([ids.where(mask > 0, IGNORED)[:, 1:], last], 1)
+    references = torch.tensor(TRL["ref_chosen_logps"] + TRL["ref_rejected_logps"])[order]
+    fields = {"weight": torch.ones(2 * rows), "reference_logprobs": references}
+    places = torch.arange(ids.shape[1]).expand(ids.shape)
+    return Batch(ids, labels, (labels >= 0).float(), places, ids.numel(), fields=fields), order
+
+
+def test_wpos_weights_are_trls() -> None:
+    (case,) = (case for case in TRL["cases"] if case["use_weighting"])
+    batch, order = as_batch()
+    logits = torch.tensor(TRL["logits"], requires_grad=True)
+    logprobs = logits[order].log_softmax(-1)
+    known = logprobs.gather(-1, batch.labels.clamp(min=0)[..., None])[..., 0]
+    output = torch.stack([known * (batch.labels >= 0), logprobs.mul(2).logsumexp(-1).detach()], -1)
+    found = Dpo(DpoSettings(use_weighting=True)).loss(output, batch)
+    (found.loss_sum / found.weight).backward()
+    assert (found.loss_sum / found.weight).item() == pytest.approx(case["loss"], abs=1e-5)
+    assert logits.grad.abs().sum().item() == pytest.approx(case["grad_abs_sum"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_weighting_and_sft_depend_on_no_layout(made, tmp_path) -> None:
+    flags = ["--loss", "dpo:0.8,sft:0.2", "-s", "model.dpo.use_weighting=true"]
+    expected = curves.run("dpo", made, tmp_path / "one", "--mbs", 1, *flags, steps=2)
+    for name, layout in {
+        "TP2": ["--mbs", 2, "--tp", 2],
+        "DP2": ["--mbs", 2, "--devices", 2],
+    }.items():
+        found = curves.run("dpo", made, tmp_path / name, *layout, *flags, steps=2)
+        curves.assert_close(found, expected, name, within=2e-5)

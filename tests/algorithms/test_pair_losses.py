@@ -13,9 +13,8 @@ from nemoalign.algorithms.pair_losses import (
     PAIR_LOSSES,
     RANKED,
     WITHOUT_REFERENCE,
-    PairOptions,
-    Pairs,
 )
+from nemoalign.algorithms.pairs import PairOptions, Pairs
 from nemoalign.algorithms.ranks import ranked_partners
 from nemoalign.config import preference
 
@@ -47,12 +46,16 @@ def of_trl(logits: torch.Tensor) -> Pairs:
     ids, mask = torch.tensor(TRL["input_ids"])[:, 1:], torch.tensor(TRL["completion_mask"])[:, 1:]
     logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     references = torch.tensor(TRL["ref_chosen_logps"]), torch.tensor(TRL["ref_rejected_logps"])
-    return Pairs(*split((logprobs * mask).sum(1)), *references, *split(mask.sum(1).float()))
+    tokens = split(mask.sum(1).float())
+    mean_tokens = tokens[0].mean().expand(len(tokens[0]))
+    return Pairs(
+        *split((logprobs * mask).sum(1)), *references, *tokens, mean_chosen_tokens=mean_tokens
+    )
 
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in TRL["cases"] if case["loss_type"] != "sft" and not case["use_weighting"]],
+    [case for case in TRL["cases"] if not case["use_weighting"]],
     ids=lambda case: f"{case['loss_type']}-{case['f_divergence_type']}-{case['beta']}",
 )
 def test_trl_names_have_trls_values_and_gradients(case) -> None:
@@ -101,7 +104,8 @@ def made(values) -> Pairs:
     chosen, rejected, chosen_reference, rejected_reference = torch.tensor(values).T
     count = torch.full_like(chosen, 3.0)
     return Pairs(
-        chosen, rejected, chosen_reference, rejected_reference, count, count, count, count - 1
+        *(chosen, rejected, chosen_reference, rejected_reference, count, count, count, count - 1),
+        mean_chosen_tokens=count,
     )
 
 

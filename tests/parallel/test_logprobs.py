@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from nemoalign.parallel import logprobs as module
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.parallel.logprobs import vocab_parallel_logprobs
+from nemoalign.parallel.logprobs import vocab_parallel_concentration, vocab_parallel_logprobs
 from nemoalign.parallel.state import start
 
 ORACLE = json.loads((Path(__file__).parents[1] / "fixtures/vectors/tp_logprobs.json").read_text())
@@ -134,3 +134,17 @@ def test_two_shards_equal_nemo_aligners_numbers(two_ranks):
         assert_close(ours[:, :-1], torch.tensor(ORACLE["logprobs"]), rtol=0, atol=2e-6)
     grad = torch.cat([grad for _, grad in results], -1)
     assert_close(grad, torch.tensor(ORACLE["grad"]), rtol=0, atol=2e-6)
+
+
+def _concentrations(layout, logits, vocab_size):
+    with start(layout, seed=1):
+        rank = torch.distributed.get_rank()
+        return vocab_parallel_concentration(logits.chunk(layout.tp, -1)[rank], vocab_size)
+
+
+def test_concentration_is_the_log_of_squared_probabilities_in_every_layout(two_ranks) -> None:
+    logits = _tiny()[0].flatten(0, 1)
+    expected = logits[:, :VOCAB].double().log_softmax(-1).mul(2).logsumexp(-1).float()
+    assert_close(vocab_parallel_concentration(logits, VOCAB), expected, atol=1e-5, rtol=1e-5)
+    for found in two_ranks.run(_concentrations, ParallelLayout(2, tp=2), logits, VOCAB):
+        assert_close(found, expected, atol=1e-5, rtol=1e-5)
