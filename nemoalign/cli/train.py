@@ -171,7 +171,7 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
     from nemoalign.parallel.world import find_world
 
     config, model = merged.config, merged.config.model
-    check_complete(config, merged.algorithm)
+    check_complete(config, merged.algorithm, sys.argv[2:])
     data = model.data
     prompts = data.validation_ds.prompts_path
     for flag, files in (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nemoalign.config.architecture import Architecture
@@ -12,8 +13,8 @@ from nemoalign.errors import ConfigError
 LEARNED = "learned_absolute"
 
 
-def check_complete(config: RunConfig, algorithm: str) -> None:
-    """Refuse a run that lacks its checkpoint or its data, and say the line to type.
+def check_complete(config: RunConfig, algorithm: str, typed: Sequence[str] = ()) -> None:
+    """Refuse a run that lacks its checkpoint or its data, and say the line to type: ``typed`` and the rest.
 
     Raises:
         ConfigError: naming everything that is missing at once.
@@ -32,7 +33,7 @@ def check_complete(config: RunConfig, algorithm: str) -> None:
         raise ConfigError(
             f"{algorithm} needs {' and '.join(missing)}; no flag, file or environment variable names "
             f"{'it' if len(missing) == 1 else 'them'}. "
-            f"Type: nemoalign {algorithm} {' '.join(missing.values())}"
+            f"Type: {' '.join(['nemoalign', algorithm, *map(shlex.quote, typed), *missing.values()])}"
         )
 
 

@@ -31,7 +31,10 @@ class Archiver:
         self.wait()
         target = self.prefix.with_name(f"{self.prefix.name}-step={step}.nemo")
         self._made = f"saved as asked: {checkpoint} and {target}", time.perf_counter()
-        self._child = Child(partial(_make, checkpoint, target))
+        self._child = Child(
+            partial(_make, checkpoint, target),
+            f"Type: nemoalign convert {checkpoint} -o {target}",
+        )
 
     def look(self) -> None:
         """Say what came of an archive that is done; never waits."""

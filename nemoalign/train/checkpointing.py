@@ -1,8 +1,8 @@
 """Checkpoints of a run: an unpacked ``.nemo`` that also holds the optimizer and the run's position.
 
-Every rank writes its own tensors, in a child process while training goes on; the rest (config,
-tokenizer, ``progress.json``, random streams) is written at once, and makes the directory a source for
-every other command. It is written beside its final name and renamed when every rank is done, so a
+Every rank writes its own tensors: at once, or (on GPUs, and where ``async_save`` asks for it) in a child
+process while training goes on. The rest (config, tokenizer, ``progress.json``, random streams) is always
+written at once, and makes the directory a source for every other command. It is written beside its final name and renamed when every rank is done, so a
 kill at any instant leaves the last one, and so does a full disk.
 """
 

@@ -26,12 +26,17 @@ _NOT_FOR_CHILDREN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUS
 class Child:
     """One piece of work in a process of its own, which ends with the process that started it."""
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(
+        self, work: Callable[[], Any], remedy: str = "Try again with more memory."
+    ) -> None:
         """Start ``work``; what it returns must be fit for pickling.
+
+        ``remedy`` is what to type when somebody kills the process.
 
         Raises:
             OSError: when the system has no room for another process.
         """
+        self._remedy = remedy
         context = multiprocessing.get_context("fork")
         self._answers, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_carry_out, args=(work, sender, os.getpid()))
@@ -61,8 +66,7 @@ class Child:
             self._process.join()
             raise ResourceError(
                 f"the process that writes beside training ended with {self._process.exitcode} and "
-                "without a word; most likely the machine ran out of memory. "
-                "Type --set exp_manager.checkpoint_callback_params.async_save=false to save without it."
+                f"without a word; most likely the machine ran out of memory. {self._remedy}"
             ) from None
         self._process.join()
         if done:

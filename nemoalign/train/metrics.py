@@ -35,16 +35,15 @@ def reduce_means(
     Collective over the world. Only the last pipeline stage has ``parts``; of its tensor-parallel
     ranks, which hold the same values, one contributes. A mean over nothing is NaN.
     """
-    sums = torch.zeros(len(names), 2, dtype=torch.float64)
+    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
     if (
         parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         and parallel_state.get_tensor_model_parallel_rank() == 0
     ):
         for part in parts:
-            for row, name in enumerate(names):
-                sums[row, 0] += part[name].total.item()
-                sums[row, 1] += part[name].count.item()
-    sums = sums.to(device)
+            both = [number for name in names for number in (part[name].total, part[name].count)]
+            # Where they are: reading them one by one would wait for the device each time.
+            sums += torch.stack([number.to(device, torch.float64) for number in both]).view(-1, 2)
     torch.distributed.all_reduce(sums)
     totals, counts = sums.cpu().unbind(1)
     return {

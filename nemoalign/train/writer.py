@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nemoalign.train.agreement import Attempt
 
 COMMON = "common.pt"
+AT_ONCE = "Type --set exp_manager.checkpoint_callback_params.async_save=false to save without it."
 FORMAT = CheckpointingConfig("torch_dist", 1)
 
 
@@ -61,7 +62,7 @@ class Writer:
         if self._staged:
             work = partial(_write, [self._plan.transforms], self._staged)
             if in_background:
-                self._child = attempt.run(partial(Child, work))
+                self._child = attempt.run(partial(Child, work, AT_ONCE))
             else:
                 self._written = attempt.run(work)
 

@@ -48,6 +48,14 @@ def test_what_is_missing_is_named_with_the_line_to_type(tmp_path, flags, says):
     assert str(refusal.value).endswith(says)
 
 
+def test_the_line_to_type_repeats_what_was_typed(tmp_path):
+    with pytest.raises(ConfigError) as refusal:
+        check_complete(merge(tmp_path, flags=CKPT).config, "kto", ["--ckpt", "my model.nemo"])
+    assert str(refusal.value).endswith(
+        "Type: nemoalign kto --ckpt 'my model.nemo' --data train.jsonl"
+    )
+
+
 @pytest.mark.parametrize("split", ["validation_ds", "test_ds"])
 def test_a_run_of_no_steps_needs_no_training_rows(tmp_path, split):
     flags = {

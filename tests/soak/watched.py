@@ -150,7 +150,7 @@ def read_lines(run: Path) -> list[dict]:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names alone are wanted
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
 def _environ(pid: int) -> list[bytes]:

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from nemoalign.errors import ContentError
+from nemoalign.errors import ContentError, ResourceError
 from nemoalign.train.agreement import DiskError
 from nemoalign.train.child import Child
 
@@ -55,3 +55,9 @@ def test_it_dies_with_the_process_that_started_it() -> None:
         (child,) = psutil.Process(parent.pid).children()
         parent.kill()
     child.wait(5)
+
+
+def test_one_that_somebody_kills_says_what_to_type() -> None:
+    child = Child(lambda: os.kill(os.getpid(), signal.SIGKILL), "Type: nemoalign convert a -o b")
+    with pytest.raises(ResourceError, match=r"ended with -9 .* Type: nemoalign convert a -o b$"):
+        child.answer()

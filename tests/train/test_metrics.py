@@ -40,6 +40,30 @@ def test_data_parallel_sums_are_divided_once_and_an_empty_mean_is_no_number(two_
 
 
 @pytest.mark.dist
+def test_means_are_those_of_sums_taken_one_by_one_bit_for_bit(two_ranks) -> None:
+    draw = torch.Generator().manual_seed(3)
+    parts = [
+        {
+            name: Mean(
+                torch.randn((), dtype=torch.float64, generator=draw) * 10.0**power,
+                torch.randint(1, 99, (), generator=draw),
+            )
+            for name, power in (("a", 9), ("b", -9))
+        }
+        for _ in range(50)
+    ]
+    expected = {}
+    for name in ("a", "b"):
+        total = count = 0.0
+        for part in parts:
+            total += part[name].total.item()
+            count += part[name].count.item()
+        expected[name] = total / count
+    for means, _ in two_ranks.run(_means_and_sums, ParallelLayout(2), [parts, []]):
+        assert means == expected
+
+
+@pytest.mark.dist
 def test_tensor_parallel_copies_count_once(two_ranks) -> None:
     parts = [[_part(6, 2)], [_part(6, 2)]]
     for means, sums in two_ranks.run(_means_and_sums, ParallelLayout(2, tp=2), parts):
