@@ -46,16 +46,3 @@ def apo_zero_unpaired(ratios: Tensor, is_desirable: Tensor, options: LabelOption
     x = options.beta * ratios
     good = options.desirable_weight * (-x).sigmoid()
     return good.where(is_desirable, options.undesirable_weight * x.sigmoid())
-
-
-def suggested_weights(desirable: int, undesirable: int) -> tuple[float, float]:
-    """Return weights under which both labels pull alike: the rarer one is raised.
-
-    The paper asks that (w_D n_D) / (w_U n_U) lies between 1 and 4/3.
-    """
-    if not desirable or not undesirable:
-        return 1.0, 1.0
-    if desirable >= undesirable:
-        ratio = desirable / undesirable
-        return 1.0, 1.0 if ratio <= 4 / 3 else ratio
-    return undesirable / desirable, 1.0

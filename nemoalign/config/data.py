@@ -44,7 +44,14 @@ class TrainData(Section):
         "Fields to cut in a row that is too long, commas between them.",
         shown="input, else the template's first field",
     )
-    truncation_method: Literal["left", "right"] = setting("right", "Which end is cut.")
+    truncation_method: Literal["left", "right"] = setting(
+        "right",
+        "Which end is cut; of judged answers left is their prompt's start, alike for a pair.",
+    )
+    overlong: Literal["truncate", "drop"] = setting(
+        "truncate",
+        "What becomes of rows longer than --seq-len; both are counted in the data report.",
+    )
     add_bos: bool = setting(False, "Start a row with the tokenizer's beginning-of-text token.")
     add_eos: bool = setting(True, "End an answer with the tokenizer's end-of-text token.")
     add_sep: bool = setting(False, "Put NeMo's separator (id 0) between prompt and answer.")

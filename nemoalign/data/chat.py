@@ -15,7 +15,7 @@ import numpy as np
 
 from nemoalign.data.encoding import Encoding
 from nemoalign.data.rendering import marks_answers
-from nemoalign.data.templates import Encoded, cut_right
+from nemoalign.data.templates import Encoded, cut_left, cut_right
 from nemoalign.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ChatRules:
     max_seq_length: int
     mask: Mask = "assistant"
     add_eos: bool = True
+    truncation_method: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,25 @@ def _differ(one: ChatRow, other: ChatRow, tokenizer: Tokenizer) -> bool:
 def encode_chats(
     chats: Sequence[Rendered], tokenizer: Tokenizer, rules: ChatRules
 ) -> list[Encoded]:
-    """Return the token ids of rendered conversations, cut on the right where they are too long.
+    """Return the token ids of rendered conversations, cut at one end where they are too long.
 
     An end token is added and trained where the template ends its last answer without one.
     """
     encodings = tokenizer.encode_spans([chat.text for chat in chats])
-    return [
+    parts = [
         _encoded(chat, encoding, tokenizer.eos_id, rules)
         for chat, encoding in zip(chats, encodings, strict=True)
     ]
+    # One id more than fits: the last one is only predicted, never an input.
+    limit = rules.max_seq_length + 1
+    if rules.truncation_method == "right":
+        return [cut_right(ids, mask, limit) for ids, mask in parts]
+    return [cut_left(ids, mask, len(ids) - limit) for ids, mask in parts]
 
 
-def _encoded(chat: Rendered, encoding: Encoding, eos_id: int, rules: ChatRules) -> Encoded:
+def _encoded(
+    chat: Rendered, encoding: Encoding, eos_id: int, rules: ChatRules
+) -> tuple[np.ndarray, np.ndarray]:
     places = np.array(encoding.spans, np.int64).reshape(-1, 2)
     starts, ends = places[:, 0], np.maximum(places[:, 1], places[:, 0] + 1)
     mask = np.zeros(len(places), bool)
@@ -112,8 +120,7 @@ def _encoded(chat: Rendered, encoding: Encoding, eos_id: int, rules: ChatRules) 
         visible = ids[starts < len(chat.text.rstrip())]
         if not len(visible) or visible[-1] != eos_id:
             ids, mask = np.append(ids, np.int32(eos_id)), np.append(mask, True)
-    # One id more than fits: the last one is only predicted, never an input.
-    return cut_right(ids, mask, rules.max_seq_length + 1)
+    return ids, mask
 
 
 def _answers(row: ChatRow) -> list[int]:

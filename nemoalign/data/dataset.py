@@ -37,6 +37,9 @@ class Sample:
 class SftDataset:
     """The usable rows of some files, in file order."""
 
+    answers = 1
+    """Answers of a row, each a document of its own."""
+
     def __init__(
         self,
         files: Sequence[tuple[Path, float]],
@@ -122,7 +125,7 @@ class SftDataset:
     @property
     def empty_rows(self) -> int:
         """Rows of large files that were used so far and had no token to learn."""
-        return sum(len(file.empty) for file in self.files)
+        return sum(len({row // self.answers for row in file.empty}) for file in self.files)
 
     @property
     def has_chat(self) -> bool:
@@ -150,12 +153,15 @@ class SftDataset:
             split=self.split,
             max_seq_length=self.settings.max_seq_length,
             files=tuple(
-                FileReport.of(file, weight)
+                self._file_report(file, weight)
                 for file, weight in zip(self.files, self._weights, strict=True)
             ),
             repeated=_repeated([f.found["digests"] for f in self.files if not f.is_large]),
             not_kept=self._index.problem,
         )
+
+    def _file_report(self, file: EncodedFile, weight: float) -> FileReport:
+        return FileReport.of(file, weight, self.answers)
 
     def _at(self, index: int) -> tuple[EncodedFile, int]:
         return self.files[self._file_numbers[index]], int(self._rows[index])

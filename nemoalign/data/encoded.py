@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemoalign.data.formats import RowFile, Schema, check_rows
+from nemoalign.data.formats import AnswerFile, RowFile, Schema, check_rows
 from nemoalign.data.templates import Encoded
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ SAMPLED_ROWS = 1000
 """Rows of a large file that are read ahead: the first tenth of them its first ones, the others spread."""
 
 _BATCH_ROWS = 512
+_KNOWN = "known_"
+"""How the arrays of numbers beside the text are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,12 @@ class EncodedFile:
         self.file, self.schema = file, schema
         self._encoder = encoder
         self.is_large = file.size_bytes > storage.ahead_bytes and len(file) > SAMPLED_ROWS
-        self.ahead = _spread(len(file)) if self.is_large else range(len(file))
+        together = file.together if isinstance(file, AnswerFile) else 1
+        self.ahead = _spread(len(file), together) if self.is_large else range(len(file))
         """The rows that are read ahead; ``found`` tells of these."""
         key = {"holds": "tokens", "rows": len(self.ahead), "schema": schema.name, **encoder.key()}
+        if isinstance(file, AnswerFile):
+            key["numbers"] = file.numbers
         self.found = index.arrays(
             file.path, key, lambda: _scanned(file, schema, encoder, self.ahead)
         )
@@ -83,6 +88,16 @@ class EncodedFile:
         ids = np.array(self.found["tokens"][start : int(ends[row])])
         mask = ids < 0
         return Encoded(np.where(mask, ~ids, ids), mask, bool(self.found["truncated"][row]))
+
+    def known(self, row: int) -> Mapping[str, float]:
+        """Return the numbers that a judged answer comes with."""
+        if self.is_large:
+            return self.file.known(row) if isinstance(self.file, AnswerFile) else {}
+        return {
+            name.removeprefix(_KNOWN): float(values[row])
+            for name, values in self.found.items()
+            if name.startswith(_KNOWN)
+        }
 
     def encoded_anew(self, row: int) -> Encoded:
         """Return one row with what was cut away from it."""
@@ -149,11 +164,13 @@ class _Cache:
         return encoded
 
 
-def _spread(count: int) -> Sequence[int]:
-    """Return the numbers of the rows that stand for all of ``count``."""
-    first = np.arange(SAMPLED_ROWS // 10)
-    spread = np.linspace(len(first), count - 1, SAMPLED_ROWS - len(first)).astype(int)
-    return [int(row) for row in np.unique(np.concatenate([first, spread]))]
+def _spread(count: int, together: int) -> Sequence[int]:
+    """Return the numbers of the rows that stand for all of ``count``, so many together."""
+    first = np.arange(SAMPLED_ROWS // 10 // together)
+    last = count // together - 1
+    spread = np.linspace(len(first), last, SAMPLED_ROWS // together - len(first)).astype(int)
+    groups = np.unique(np.concatenate([first, spread]))
+    return [int(group) * together + number for group in groups for number in range(together)]
 
 
 def _scanned(
@@ -172,6 +189,11 @@ def _scanned(
         yield "ends", ends
         yield "trained", np.array([row.loss_mask[1:].sum() for row in batch], np.int32)
         yield "truncated", np.array([row.truncated for row in batch], bool)
+        yield "too_long", np.array([row.too_long for row in batch], bool)
+        if isinstance(file, AnswerFile):
+            known = [file.known(number) for number in numbers]
+            for name in known[0]:
+                yield _KNOWN + name, np.array([one[name] for one in known], np.float64)
         for name, look in (("marked", encoder.marks), ("unwritten", encoder.unwritten)):
             yield name, np.array([one is not None for one in look(file, schema, numbers)], bool)
         yield "digests", np.array([_digest(row.ids) for row in batch], np.uint64)

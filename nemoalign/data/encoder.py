@@ -19,13 +19,27 @@ from nemoalign.data.templates import (
     Encoded,
     PromptTemplate,
     RowRules,
+    cut_left,
     cut_right,
+    dropped,
     encode_prompts,
 )
 from nemoalign.errors import DataError
 
 if TYPE_CHECKING:
     from nemoalign.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRules:
+    """What a run takes from rows whose answers are judged; nothing here changes a token."""
+
+    default_rewards: tuple[float, float] = (1.0, 0.0)
+    """Rewards of the better and the worse answer of a pair that gives none."""
+    partner_step: Literal[1, -1] = 1
+    """Which way along the global batch the answer of a mismatched row is looked for."""
+    label_weights: tuple[float, float] | None = None
+    """Weights of wanted and of unwanted answers, where the report shall judge them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +61,12 @@ class SftSettings:
     add_bos: bool = False
     add_sep: bool = False
     add_eos: bool = True
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """What becomes of a row that is longer than ``max_seq_length``."""
     mask: Mask = "assistant"
     turns: TurnTokens = field(default_factory=TurnTokens)
     """What stands around the turns of NeMo's own chat rows."""
+    judged: JudgedRules = field(default_factory=JudgedRules)
 
     def template(self) -> PromptTemplate:
         """Return the prompt template in force; raises ConfigError when it makes no sense."""
@@ -72,7 +89,9 @@ class Encoder:
 
     def key(self) -> dict[str, Any]:
         """Return all that decides which ids a row becomes, beside the row and its schema."""
-        return {"tokenizer": self.tokenizer.fingerprint, **asdict(self.settings)}
+        settings = asdict(self.settings)
+        del settings["judged"]
+        return {"tokenizer": self.tokenizer.fingerprint, **settings}
 
     def marks(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[str | None]:
         """Return of some rows what a template writes and their text holds already."""
@@ -94,6 +113,12 @@ class Encoder:
 
     def encode(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Encoded]:
         """Return the ids of some rows of a file; raises DataError that names the first bad one."""
+        made = self._encode(file, schema, rows)
+        if self.settings.overlong == "truncate":
+            return made
+        return [dropped(one) if one.truncated else one for one in made]
+
+    def _encode(self, file: RowFile, schema: Schema, rows: Sequence[int]) -> list[Encoded]:
         found = read_rows(file, schema, rows)
         if not found:
             return []
@@ -106,14 +131,30 @@ class Encoder:
                 ]
                 return [self._tokens(row, file.where(number)) for number, row in pairs]
             case ChatRow() | NemoChatRow() | Dialogue():
-                chats = [
-                    self._rendered(row, file.where(number))
+                numbered = [
+                    (row, file.where(number))
                     for number, row in zip(rows, found, strict=True)
                     if isinstance(row, ChatRow | NemoChatRow | Dialogue)
                 ]
         settings = self.settings
-        rules = ChatRules(settings.max_seq_length, settings.mask, settings.add_eos)
+        if isinstance(found[0], Dialogue) and settings.truncation_method == "left":
+            return [self._prompt_cut(r, where) for r, where in numbered if isinstance(r, Dialogue)]
+        rules = ChatRules(
+            *(settings.max_seq_length, settings.mask, settings.add_eos, settings.truncation_method)
+        )
+        chats = [self._rendered(row, where) for row, where in numbered]
         return encode_chats(chats, self.tokenizer, rules)
+
+    def _prompt_cut(self, row: Dialogue, where: str) -> Encoded:
+        """Return a judged answer whose prompt lost its start, as much as all answers to it need."""
+        chats = [self._rendered(one, where) for one in (row, *row.beside)]
+        whole = ChatRules(max_seq_length=1 << 40, add_eos=self.settings.add_eos)
+        mine, *others = encode_chats(chats, self.tokenizer, whole)
+        longest = max(len(one.ids) for one in (mine, *others))
+        excess = longest - self.settings.max_seq_length - 1
+        cut = cut_left(mine.ids, mine.loss_mask, excess)
+        # Without its own start an answer would be judged for something it does not say.
+        return dropped(cut) if excess > 0 and mine.loss_mask[: excess + 1].any() else cut
 
     def _prompts(self, rows: Sequence[PromptRow]) -> list[Encoded]:
         settings = self.settings

@@ -2,10 +2,12 @@
 
 The document has ``splits``, one for train, validation and test: ``split``, ``max_seq_length`` and ``files``,
 each with the fields of ``FileReport`` (``path``, ``schema``, ``rows``, ``blank_lines``, ``weight``,
-``dropped``, ``truncated``, ``duplicates``, ``longest``, ``median``, ``tokens``, ``trained_tokens``,
-``lengths`` as pairs of a length and the rows up to it and above the one before, ``marked`` with
-``marked_first``, ``unwritten`` with ``unwritten_first``, ``sampled`` or null) and ``repeated``, rows of a file that an earlier file of the split has
-too; ``overlaps``, each with ``split``, ``rows``, ``of`` and ``first``, a pair of places; and ``problems``.
+``dropped`` and of these ``too_long`` and ``alike``, ``truncated``, ``duplicates``, ``longest``, ``median``,
+``tokens``, ``trained_tokens``, ``lengths`` as pairs of a length and the rows up to it and above the one
+before, ``marked`` with ``marked_first``, ``unwritten`` with ``unwritten_first``, ``sampled`` or null, and
+``judged`` or null, of labelled rows ``desirable`` and ``undesirable``, of pairs ``pairs``,
+``chosen_tokens``, ``rejected_tokens`` and ``chosen_longer``), ``repeated``, rows of a file that an earlier
+file of the split has too, and ``unbalanced`` or null; ``overlaps``, each with ``split``, ``rows``, ``of`` and ``first``, a pair of places; and ``problems``.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ A schema is recognised by the fields of the first row; every row must then follo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nemoalign.data.conversations import (
     alpaca_row,
@@ -43,6 +43,20 @@ class RowFile(Protocol):
 
     def record(self, row: int) -> dict[str, Any]:
         """Return one record; raises DataError when there is none."""
+        ...
+
+
+@runtime_checkable
+class AnswerFile(RowFile, Protocol):
+    """Answers that are judged as rows of their own."""
+
+    together: int
+    """So many may be a pair, and are not parted when some rows stand for all."""
+    numbers: Sequence[object]
+    """Which numbers are known of an answer, and all that decides them beside the file."""
+
+    def known(self, row: int) -> Mapping[str, float]:
+        """Return the numbers an answer comes with, of the same names for every one of them."""
         ...
 
 

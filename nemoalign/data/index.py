@@ -29,7 +29,7 @@ HEADER = "header.json"
 KEPT_PER_FILE = 8
 """Indexes of one file of rows, made with different settings, that are kept."""
 
-_KINDS = ("|u1", "|b1", "<i4", "<i8", "<u8")
+_KINDS = ("|u1", "|b1", "<i4", "<i8", "<u8", "<f8")
 _READ_BYTES = 1 << 22
 
 Arrays = dict[str, np.ndarray]

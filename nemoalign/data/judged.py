@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from nemoalign.data.balance import LabelCounts, PairCounts, weights_problem
 from nemoalign.data.dataset import Sample, SftDataset
 from nemoalign.data.encoded import EncodedFile
 from nemoalign.data.feedback import has_label, label_row, unpaired
 from nemoalign.data.files import open_rows
 from nemoalign.data.formats import RowFile, Schema
 from nemoalign.data.preferences import PairRow, pair_reader
+from nemoalign.data.report import DataReport, FileReport, usable_rows
 from nemoalign.data.rows import Dialogue, Record, listed
 from nemoalign.data.sampler import MISSING_ROW
-from nemoalign.data.templates import Encoded
+from nemoalign.data.templates import Encoded, cut_left, cut_right
 from nemoalign.errors import DataError
 
 DIALOGUE = "dialogue"
@@ -40,10 +42,17 @@ class Judged:
 class JudgedFile:
     """Every answer of a file as a row of its own, ``answers`` of them for each row of the file."""
 
+    together = 2
+    """Answers that may be a pair, and are not parted when some stand for all."""
+
     def __init__(
-        self, file: RowFile, answers: int, read: Callable[[Record], Sequence[Any]]
+        self,
+        file: RowFile,
+        answers: int,
+        read: Callable[[Record], Sequence[Any]],
+        numbers: Sequence[object],
     ) -> None:
-        self.file, self.answers, self._read = file, answers, read
+        self.file, self.answers, self._read, self.numbers = file, answers, read, numbers
         self.path, self.blank_lines, self.size_bytes = file.path, file.blank_lines, file.size_bytes
 
     def __len__(self) -> int:
@@ -53,22 +62,24 @@ class JudgedFile:
         """Return how to find the row an answer comes from."""
         return self.file.where(row // self.answers)
 
-    def judged(self, row: int) -> Any:
-        """Return what is known of one answer; raises DataError without the place."""
-        return self._read(self.file.record(row // self.answers))[row % self.answers]
-
     def record(self, row: int) -> dict[str, Any]:
-        """Return one answer with its prompt."""
+        """Return one answer with its prompt, and the answers beside it."""
+        number = row % self.answers
         try:
-            return {DIALOGUE: self.judged(row)[0]}
+            judged = self._read(self.file.record(row // self.answers))
         except DataError as error:
             raise DataError(f"{self.where(row)} {error}") from error
+        beside = tuple(dialogue for dialogue, _ in judged)
+        return {DIALOGUE: replace(judged[number][0], beside=beside[:number] + beside[number + 1 :])}
+
+    def known(self, row: int) -> Mapping[str, float]:
+        """Return the numbers an answer comes with; raises DataError without the place."""
+        return self._read(self.file.record(row // self.answers))[row % self.answers][1]
 
 
 class JudgedDataset(SftDataset):
     """What pairs and labelled answers share: fillers, and samples with their numbers."""
 
-    answers = 1
     names: tuple[str, ...] = ()
     """What is known of every answer beside its text."""
 
@@ -83,12 +94,14 @@ class JudgedDataset(SftDataset):
             documents = tuple(super(JudgedDataset, self).__getitem__(index) for _ in zeros)
             return Judged(documents, dict.fromkeys((*self.names, "weight"), zeros), documents[0])
         file, rows = self._documents(index)
-        judged_file = file.file
-        assert isinstance(judged_file, JudgedFile), "open_judged makes them"
         encoded = [file.encoded(row) for row in rows]
-        known = [judged_file.judged(row)[1] for row in rows]
+        known = [file.known(row) for row in rows]
         fields = {name: tuple(float(one[name]) for one in known) for name in self.names}
+        # Of a large file nobody knew before which rows are to be left out.
         weight = float(all(one.loss_mask[1:].any() for one in encoded))
+        if any(np.array_equal(encoded[0].ids, one.ids) for one in encoded[1:]):
+            file.empty.add(rows[0])
+            weight = 0.0
         return Judged(
             tuple(Sample(one.ids, one.loss_mask, self.place(index)) for one in encoded),
             {**fields, "weight": (weight,) * self.answers},
@@ -113,9 +126,10 @@ class JudgedDataset(SftDataset):
         return file.file.where(rows[0])
 
     def _usable(self, file: EncodedFile) -> np.ndarray:
-        known = np.zeros(len(file.file), bool)
-        known[file.usable] = True
-        return np.flatnonzero(known.reshape(-1, self.answers).all(1))
+        usable = usable_rows(file, self.answers)
+        if file.is_large:
+            return np.arange(len(file.file) // self.answers if usable.any() else 0)
+        return np.flatnonzero(usable)
 
     def _lengths(self, file: EncodedFile, rows: np.ndarray) -> np.ndarray:
         return file.lengths.reshape(-1, self.answers).sum(1)[rows]
@@ -126,7 +140,6 @@ class PairDataset(JudgedDataset):
 
     answers = 2
     names = ("reward",)
-    default_rewards = (1.0, 0.0)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
         file = open_rows(path, self._index)
@@ -141,10 +154,18 @@ class PairDataset(JudgedDataset):
         def read(record: Record) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
             return self._sides(reader(record))
 
-        return JudgedFile(file, 2, read), _schema("answers of pairs")
+        numbers = (*self.names, *self.settings.judged.default_rewards)
+        return JudgedFile(file, 2, read, numbers), _schema("pairs")
+
+    def _file_report(self, file: EncodedFile, weight: float) -> FileReport:
+        report = super()._file_report(file, weight)
+        usable = usable_rows(file, 2)
+        trained = file.found["trained"].reshape(-1, 2)[usable]
+        share = report.rows / max(1, len(usable))
+        return replace(report, judged=PairCounts.of(trained, share))
 
     def _sides(self, pair: PairRow) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
-        better, worse = self.default_rewards
+        better, worse = self.settings.judged.default_rewards
         chosen = better if pair.chosen_reward is None else pair.chosen_reward
         rejected = worse if pair.rejected_reward is None else pair.rejected_reward
         return (pair.chosen, {"reward": chosen}), (pair.rejected, {"reward": rejected})
@@ -154,24 +175,38 @@ class LabelDataset(JudgedDataset):
     """Single answers that are wanted or not; a file of pairs gives two of each pair."""
 
     names = ("is_desirable",)
-    partner_step = 1
-    """1 or -1: which way along the global batch the answer of a mismatched row is looked for."""
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
         file = open_rows(path, self._index)
         first = file.record(0)
         pairs = pair_reader(first)
         if pairs is not None:
-            return JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r)))), _schema(
-                "labelled pairs"
-            )
+            both = JudgedFile(file, 2, lambda r: _labelled(unpaired(pairs(r))), self.names)
+            return both, _schema("labelled pairs")
         if not has_label(first):
             raise DataError(
                 f"{file.where(0)} has {listed(first)}, which is no answer with a label. Known are "
                 '"prompt", "completion" and "label", "prompt", "response" and "preference", '
                 '"messages" and "label", or preference pairs.'
             )
-        return JudgedFile(file, 1, lambda r: _labelled([label_row(r)])), _schema("labelled answers")
+        each = JudgedFile(file, 1, lambda r: _labelled([label_row(r)]), self.names)
+        return each, _schema("labelled answers")
+
+    def report(self) -> DataReport:
+        """Return what was found in the files, and whether the labels' weights fit it."""
+        report, weights = super().report(), self.settings.judged.label_weights
+        if weights is None:
+            return report
+        counts = [(f.judged, f.weight) for f in report.files if isinstance(f.judged, LabelCounts)]
+        wanted = sum(count.desirable * times for count, times in counts)
+        unwanted = sum(count.undesirable * times for count, times in counts)
+        return replace(report, unbalanced=weights_problem(wanted, unwanted, weights))
+
+    def _file_report(self, file: EncodedFile, weight: float) -> FileReport:
+        report = super()._file_report(file, weight)
+        labels = file.found["known_is_desirable"] > 0
+        share = report.rows / max(1, len(labels))
+        return replace(report, judged=LabelCounts.of(labels[usable_rows(file, 1)], share))
 
     def of_batch(self, batch: Sequence[int] | np.ndarray) -> Callable[[int], Judged]:
         """Return how to read the rows of a global batch, each with a mismatched answer of another.
@@ -180,12 +215,13 @@ class LabelDataset(JudgedDataset):
         next one whatever it asks).
         """
         rows = [int(index) for index in batch if index != MISSING_ROW]
-        prompts = [_parts(self.sample(index).documents[0])[0].tobytes() for index in rows]
+        prompts = [_parts(self.sample(index).documents[0])[0] for index in rows]
+        same = _end_alike if self.settings.truncation_method == "left" else np.array_equal
         partners: dict[int, int] = {}
         for place, index in enumerate(rows):
             for distance in range(1, len(rows)):
-                other = (place + self.partner_step * distance) % len(rows)
-                if prompts[other] != prompts[place]:
+                other = (place + self.settings.judged.partner_step * distance) % len(rows)
+                if not same(prompts[other], prompts[place]):
                     partners[index] = rows[other]
                     break
 
@@ -201,13 +237,22 @@ class LabelDataset(JudgedDataset):
         prompt, _ = _parts(sample.documents[0])
         other = self.sample(partner).documents[0]
         limit = self.settings.max_seq_length + 1
-        tokens = np.concatenate([prompt, _parts(other)[1]])[:limit]
+        tokens = np.concatenate([prompt, _parts(other)[1]])
         mask = np.concatenate([np.zeros(len(prompt), bool), other.loss_mask[-_tail(other) :]])
-        return Sample(tokens, mask[:limit], sample.documents[0].source)
+        cut = cut_right(tokens, mask, limit)
+        if self.settings.truncation_method == "left":
+            cut = cut_left(tokens, mask, len(tokens) - limit)
+        return Sample(cut.ids, cut.loss_mask, sample.documents[0].source)
 
 
 def _labelled(rows: Sequence[Any]) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
     return [(row.dialogue, {"is_desirable": float(row.is_desirable)}) for row in rows]
+
+
+def _end_alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """True where one prompt may be the other, of which more of the start was cut."""
+    shorter = min(len(one), len(other))
+    return bool(np.array_equal(one[len(one) - shorter :], other[len(other) - shorter :]))
 
 
 def _tail(document: Sample) -> int:

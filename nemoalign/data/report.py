@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nemoalign.data.balance import Counts, PairCounts
+
 if TYPE_CHECKING:
     from nemoalign.data.encoded import EncodedFile
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 class FileReport:
     """Counts of one file; ``tokens`` and what follows count usable rows only.
 
-    Of a large file they are estimates from ``sampled`` rows, and nobody looked for duplicates.
+    Of a large file they are estimates from ``sampled`` rows, and nobody looked for duplicates. A pair is
+    one row; its answers are the lengths and tokens that are counted.
     """
 
     path: str
@@ -25,6 +28,10 @@ class FileReport:
     weight: float = 1.0
     rows: int = 0
     dropped: int = 0
+    too_long: int = 0
+    """Of the dropped rows, those that ``overlong`` drops."""
+    alike: int = 0
+    """Of the dropped pairs, those whose answers are the same, or became it when they were cut."""
     truncated: int = 0
     duplicates: int = 0
     longest: int = 0
@@ -39,19 +46,26 @@ class FileReport:
     unwritten: int = 0
     """Rows with tools or calls of them that the chat template never writes."""
     unwritten_first: str | None = None
+    judged: Counts | None = None
+    """What is known of answers that are judged."""
     sampled: int | None = None
 
     @classmethod
-    def of(cls, file: EncodedFile, weight: float) -> FileReport:
-        """Return what is known of a file."""
-        found, length = file.found, file.lengths
-        usable = found["trained"] > 0
-        rows = len(file.file)
+    def of(cls, file: EncodedFile, weight: float, answers: int = 1) -> FileReport:
+        """Return what is known of a file whose rows have so many answers each."""
+        found, rows = file.found, len(file.file) // answers
+        usable = usable_rows(file, answers)
+        length = file.lengths.reshape(-1, answers)[usable]
         share = rows / max(1, len(usable))
 
         def total(values: np.ndarray) -> int:
             return round(int(values.sum()) * share)
 
+        def rows_with(name: str) -> np.ndarray:
+            return found[name].reshape(-1, answers).max(1)
+
+        digests = found["digests"].reshape(-1, answers)
+        unlearned = (found["trained"].reshape(-1, answers) == 0).any(1)
         return cls(
             path=str(file.file.path),
             schema=file.schema.name,
@@ -59,17 +73,19 @@ class FileReport:
             weight=weight,
             rows=rows,
             dropped=total(~usable),
-            truncated=total(found["truncated"]),
-            duplicates=0 if file.is_large else rows - len(np.unique(found["digests"])),
-            longest=int(length[usable].max(initial=0)),
-            median=int(np.median(length[usable])) if usable.any() else 0,
-            lengths=tuple((upto, round(n * share)) for upto, n in _histogram(length[usable])),
-            marked=total(found["marked"]),
+            too_long=total(rows_with("too_long")),
+            alike=total(~usable & ~unlearned),
+            truncated=total(rows_with("truncated")),
+            duplicates=0 if file.is_large else rows - len(np.unique(digests, axis=0)),
+            longest=int(length.max(initial=0)),
+            median=int(np.median(length)) if usable.any() else 0,
+            lengths=tuple((upto, round(n * share)) for upto, n in _histogram(length.ravel())),
+            marked=total(rows_with("marked")),
             marked_first=file.first_mark(),
-            unwritten=total(found["unwritten"]),
+            unwritten=total(rows_with("unwritten")),
             unwritten_first=file.first_unwritten(),
-            tokens=total(length[usable]),
-            trained_tokens=total(found["trained"]),
+            tokens=total(length),
+            trained_tokens=total(found["trained"].reshape(-1, answers)[usable]),
             sampled=len(usable) if file.is_large else None,
         )
 
@@ -78,24 +94,29 @@ class FileReport:
         parts = [f"{self.path}: {self.rows:,} rows ({self.schema})"]
         if self.weight != 1:
             parts.append(f"each used {self.weight:g} times an epoch")
-        if self.truncated:
-            parts.append(f"{self.truncated:,} cut to {max_seq_length:,} tokens")
-        if self.dropped:
-            parts.append(f"{self.dropped:,} dropped (no answer token left)")
-        if self.duplicates:
-            parts.append(f"{self.duplicates:,} duplicates")
-        if self.blank_lines:
-            parts.append(f"{self.blank_lines:,} empty lines skipped")
+        counted = (
+            (self.truncated, f"cut to {max_seq_length:,} tokens"),
+            (self.too_long, f"dropped (longer than {max_seq_length:,} tokens)"),
+            (self.alike, "dropped (both answers the same, as far as they fit)"),
+            (self.dropped - self.too_long - self.alike, "dropped (no answer token left)"),
+            (self.duplicates, "duplicates"),
+            (self.blank_lines, "empty lines skipped"),
+        )
+        parts += [f"{count:,} {what}" for count, what in counted if count]
         if self.tokens:
             share = self.trained_tokens / self.tokens
             parts.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%})")
             parts.append(f"longest {self.longest:,}, median {self.median:,}")
+        if self.judged is not None:
+            parts.append(self.judged.line())
         if self.sampled is not None:
             parts.append(f"estimated from {self.sampled:,} rows")
         return ", ".join(parts)
 
     def problems(self) -> Iterator[str]:
         """Yield what is odd about the rows, a sentence each."""
+        if isinstance(self.judged, PairCounts) and (odd := self.judged.problem(self.path)):
+            yield odd
         if self.marked:
             yield (
                 f"{self.path} has {self.marked:,} rows whose text holds what its template writes, such "
@@ -108,6 +129,13 @@ class FileReport:
                 "chat template does not write, so the model would not see them. Embed a tokenizer whose "
                 "template does: nemoalign convert MODEL -o NEW.nemo --tokenizer HF_DIR"
             )
+
+
+def usable_rows(file: EncodedFile, answers: int) -> np.ndarray:
+    """Return which of the rows read ahead are trained: every answer has a token to learn, none is another."""
+    usable = (file.found["trained"].reshape(-1, answers) > 0).all(1)
+    digests = np.sort(file.found["digests"].reshape(-1, answers), axis=1)
+    return usable & (digests[:, 1:] != digests[:, :-1]).all(1)
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -126,6 +154,8 @@ class DataReport:
     files: tuple[FileReport, ...]
     repeated: int = 0
     """Different rows of a file that an earlier file has too."""
+    unbalanced: str | None = None
+    """Why the weights of labels do not fit how often each occurs, if they do not."""
     not_kept: str | None = None
     """Why the index could not be kept for the next start, if it could not."""
 
@@ -180,6 +210,8 @@ class DataReport:
             found.append(
                 f"{self.repeated:,} rows of the {self.split} data are in more than one of its files."
             )
+        if self.unbalanced is not None:
+            found.append(self.unbalanced)
         if self.not_kept is not None:
             found.append(
                 f"What was found in the data cannot be kept for the next start ({self.not_kept}). Name "

@@ -64,6 +64,10 @@ class RewardDataset(JudgedDataset):
         tokens = np.append(document.tokens, np.int32(self.tokenizer.eos_id))
         return replace(document, tokens=tokens, loss_mask=np.append(document.loss_mask, False))
 
+    def _numbers(self) -> Sequence[object]:
+        """Return which numbers are known of an answer, and what decides them beside the file."""
+        return (*self.names, getattr(self, "missing", None))
+
     def _in_twos(self, file: RowFile, read: Callable[[Record], Known]) -> RowFile:
         """Return the lines of a file as answers of which each two are one row."""
         if len(file) % 2:
@@ -71,7 +75,7 @@ class RewardDataset(JudgedDataset):
                 f"{file.path} has {len(file)} rows, but two after each other are a pair: one is "
                 "missing or too many."
             )
-        return JudgedFile(file, 1, lambda record: [read(record)])
+        return JudgedFile(file, 1, lambda record: [read(record)], self._numbers())
 
 
 class RankedDataset(RewardDataset, PairDataset):
@@ -118,7 +122,8 @@ class ScoreDataset(RewardDataset):
             raise DataError(f"{file.where(0)} {error}") from error
         by_name = "label" not in first
         self._agree(HELPSTEER if by_name else tuple(str(n + 1) for n in range(count)), file)
-        return JudgedFile(file, 1, lambda record: [self._scored(record)]), _schema("scored answers")
+        each = JudgedFile(file, 1, lambda record: [self._scored(record)], self._numbers())
+        return each, _schema("scored answers")
 
     def _agree(self, attributes: tuple[str, ...], file: RowFile) -> None:
         if self.attributes and len(self.attributes) != len(attributes):
@@ -153,7 +158,8 @@ class GradedDataset(RewardDataset):
         file = open_rows(path, self._index)
         reader = pair_reader(file.record(0))
         if reader is not None:
-            return JudgedFile(file, 2, lambda r: _graded(reader(r))), _schema("graded pairs")
+            both = JudgedFile(file, 2, lambda r: _graded(reader(r)), self._numbers())
+            return both, _schema("graded pairs")
         return self._in_twos(file, self._line), _schema("two lines a graded pair")
 
     def _line(self, record: Record) -> Known:

@@ -66,6 +66,8 @@ class Dialogue:
     prompt: Sequence[Message] | str
     answer: Sequence[Message] | str
     tools: Sequence[Mapping[str, Any]] | None = None
+    beside: tuple[Dialogue, ...] = ()
+    """Other answers to the same prompt, which is cut alike in all of them."""
 
 
 Row = PromptRow | ChatRow | NemoChatRow | TokenRow | Dialogue

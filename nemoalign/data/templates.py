@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,6 +40,8 @@ class Encoded:
     truncated: bool
     removed: Removed = ()
     """What was cut away and where; known when a row is tokenized, not when it comes from an index."""
+    too_long: bool = False
+    """True for a row that is dropped because of its length; nothing of it is trained."""
 
 
 def cut_right(ids: np.ndarray, loss_mask: np.ndarray, limit: int) -> Encoded:
@@ -47,6 +49,18 @@ def cut_right(ids: np.ndarray, loss_mask: np.ndarray, limit: int) -> Encoded:
     if len(ids) <= limit:
         return Encoded(ids, loss_mask, truncated=False)
     return Encoded(ids[:limit], loss_mask[:limit], True, [(limit, ids[limit:].tolist())])
+
+
+def cut_left(ids: np.ndarray, loss_mask: np.ndarray, excess: int) -> Encoded:
+    """Return a row without its first ``excess`` ids."""
+    if excess <= 0:
+        return Encoded(ids, loss_mask, truncated=False)
+    return Encoded(ids[excess:], loss_mask[excess:], True, [(0, ids[:excess].tolist())])
+
+
+def dropped(row: Encoded) -> Encoded:
+    """Return a row of which nothing is trained, since it is too long."""
+    return replace(row, loss_mask=np.zeros_like(row.loss_mask), truncated=False, too_long=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from nemoalign.config.values import DataFile
 from nemoalign.data.collate import collate, collate_judged, collate_pack
 from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoded import Storage
-from nemoalign.data.encoder import SftSettings
+from nemoalign.data.encoder import JudgedRules, SftSettings
 from nemoalign.data.findings import Findings
 from nemoalign.data.index import cache_directory
 from nemoalign.data.judged import JudgedDataset, LabelDataset, PairDataset
@@ -92,7 +92,7 @@ def make_feeds(
 ) -> Feeds:
     """Return this rank's share of everything a run learns from and measures on."""
     pad_to = layout.tp if layout.splits_sequence else 1
-    capacity = _pack_capacity(config)
+    capacity = _pack_capacity(inputs, config)
     join = partial(collate if capacity is None else collate_pack, eos_id=eos_id, pad_to=pad_to)
     share: dict[str, Any] = {
         "collate": partial(collate_judged, join=join)
@@ -127,7 +127,7 @@ def make_feeds(
 
 def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return what packing does to an epoch, judged by its first rows; nothing without packing."""
-    capacity, sampler, train = _pack_capacity(config), inputs.sampler, inputs.train
+    capacity, sampler, train = _pack_capacity(inputs, config), inputs.sampler, inputs.train
     if capacity is None or sampler is None or train is None:
         return []
     size, steps = sampler.global_batch_size, sampler.steps_per_epoch
@@ -146,9 +146,12 @@ def _averages_tokens(config: RunConfig) -> bool:
     return getattr(config.model.algorithm, "loss_average", "tokens") == "tokens"
 
 
-def _pack_capacity(config: RunConfig) -> int | None:
-    data = config.model.data.train_ds
-    return config.model.micro_batch_size * data.max_seq_length if data.packed_sequence else None
+def _pack_capacity(inputs: Inputs, config: RunConfig) -> int | None:
+    data, rows = config.model.data.train_ds, inputs.any_rows
+    if not data.packed_sequence:
+        return None
+    answers = 1 if rows is None else rows.answers
+    return config.model.micro_batch_size * answers * data.max_seq_length
 
 
 def _dataset(
@@ -162,13 +165,21 @@ def _dataset(
         ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
     )
     own: Any = config.model.algorithm
+    settings = replace(_row_settings(config), judged=_judged_rules(own, split))
     kind = reward_rows(own) if own.rows == "rewards" else DATASETS[own.rows]
-    made = kind(paths, tokenizer, _row_settings(config), split, storage)
-    if isinstance(made, LabelDataset) and own.mismatched_answer == "previous":
-        made.partner_step = -1
-    if isinstance(made, PairDataset) and own.rows == "pairs":
-        made.default_rewards = own.default_chosen_reward, own.default_rejected_reward
-    return made
+    return kind(paths, tokenizer, settings, split, storage)
+
+
+def _judged_rules(own: Any, split: str) -> JudgedRules:
+    if own.rows == "pairs":
+        return JudgedRules(default_rewards=(own.default_chosen_reward, own.default_rejected_reward))
+    if own.rows == "labels":
+        weights = own.desirable_loss_weight, own.undesirable_loss_weight
+        return JudgedRules(
+            partner_step=-1 if own.mismatched_answer == "previous" else 1,
+            label_weights=weights if split == "train" else None,
+        )
+    return JudgedRules()
 
 
 def _prompts(config: RunConfig, tokenizer: Tokenizer) -> FixedPrompts | None:
@@ -191,6 +202,7 @@ def _row_settings(config: RunConfig) -> SftSettings:
         add_bos=rules.add_bos,
         add_sep=rules.add_sep,
         add_eos=rules.add_eos,
+        overlong=rules.overlong,
         mask=getattr(config.model.algorithm, "mask", "assistant"),
         turns=TurnTokens(**asdict(config.model.data.chat_prompt_tokens)),
     )

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nemoalign.algorithms.label_losses import (
     LabelOptions,
     apo_zero_unpaired,
     kl_estimate,
     kto,
-    suggested_weights,
 )
 
 KTO = json.loads((Path(__file__).parents[1] / "fixtures/vectors/kto.json").read_text())
@@ -51,10 +48,3 @@ def test_unpaired_apo_is_kto_without_a_kl() -> None:
     options = LabelOptions(0.3, 1.5, 0.5)
     expected = kto(ratios, good, torch.tensor(0.0), options)
     torch.testing.assert_close(apo_zero_unpaired(ratios, good, options), expected)
-
-
-@given(st.integers(1, 10_000), st.integers(1, 10_000))
-def test_suggested_weights_lie_where_the_paper_wants_them(desirable, undesirable) -> None:
-    good, bad = suggested_weights(desirable, undesirable)
-    assert min(good, bad) == 1.0
-    assert 1 - 1e-9 <= good * desirable / (bad * undesirable) <= 4 / 3 + 1e-9

@@ -82,3 +82,44 @@ def test_packing_says_what_it_saves(tmp_path, tokenizer) -> None:
     assert f"({without:.0%} without)" in line
     config = _config(tmp_path, **flags, **{"model.data.train_ds.packed_sequence": False})
     assert packing_report(inputs, config, ParallelLayout(1)) == []
+
+
+def _pairs(tmp_path, *, algorithm="dpo", **flags):
+    made = [
+        {"prompt": row["input"], "chosen": row["output"], "rejected": "nothing"}
+        for row in tiny.rows(8, seed=1)
+    ]
+    data = tiny.write_rows(tmp_path / "pairs.jsonl", made)
+    keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4, **flags}
+    return merge_run(algorithm, flags=keys, environ={}).config
+
+
+def test_a_pack_has_room_for_both_answers_of_every_pair_of_a_micro_batch(
+    tmp_path, tokenizer
+) -> None:
+    config = _pairs(tmp_path, **{"model.encoder_seq_length": 64, "model.micro_batch_size": 2})
+    inputs = read_inputs(config, tokenizer)
+    feeds = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
+    assert feeds.train is not None
+    assert feeds.train.pack_capacity == 2 * 2 * 64
+    (line,) = packing_report(inputs, config, ParallelLayout(1))
+    assert "packs of at most 256 tokens" in line
+    labels = _pairs(tmp_path, algorithm="kto", **{"model.encoder_seq_length": 64})
+    feeds = make_feeds(read_inputs(labels, tokenizer), labels, ParallelLayout(1), 0, 2)
+    assert feeds.train is not None
+    assert feeds.train.pack_capacity == 64
+
+
+def test_rewards_partners_and_weights_come_from_the_algorithms_settings(
+    tmp_path, tokenizer
+) -> None:
+    config = _pairs(tmp_path, **{"model.dpo.default_chosen_reward": 3.0})
+    rows = read_inputs(config, tokenizer).train
+    assert rows is not None
+    assert rows.settings.judged.default_rewards == (3.0, 0.0)
+    flags = {"model.kto.mismatched_answer": "previous", "model.kto.desirable_loss_weight": 2.0}
+    inputs = read_inputs(_pairs(tmp_path, algorithm="kto", **flags), tokenizer)
+    assert inputs.train is not None
+    assert inputs.train.settings.judged.partner_step == -1
+    (problem,) = [one for one in inputs.findings.problems() if "pull" in one]
+    assert "8 desirable and 8 undesirable answers and weights 2 and 1" in problem
