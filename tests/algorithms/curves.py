@@ -1,8 +1,10 @@
 """Runs of the real command whose curves are compared: with a peer's, and with each other."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands import tiny
@@ -50,3 +52,13 @@ def assert_close(found: list[dict], expected: list[dict], name: str, within: flo
             limit = 50 * within if key.startswith("logprobs") else within
             assert ours[key] == pytest.approx(theirs[key], abs=limit), (name, key)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), name
+
+
+def assert_final_weights(read: Callable[[str], np.ndarray], oracle: dict) -> None:
+    """Compare sum and norm of every tensor after NeMo-Aligner's last step, and that they moved."""
+    assert len(oracle["final_params"]) > 10
+    for name, expected in oracle["final_params"].items():
+        tensor = read(name).astype(np.float64)
+        norm = np.linalg.norm(tensor)
+        assert norm == pytest.approx(expected["norm"], rel=2e-6), name
+        assert tensor.sum() == pytest.approx(expected["sum"], abs=1e-3), name

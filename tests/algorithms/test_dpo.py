@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nemoalign.algorithms.dpo import Dpo
+from nemoalign.checkpoint.open import open_source
 from nemoalign.config.preference import DpoSettings
 from nemoalign.data.collate import IGNORED, Batch
 from tests.algorithms import curves
@@ -32,19 +33,21 @@ def test_ten_steps_are_trls(made, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_five_steps_are_nemo_aligners_own(tmp_path) -> None:
-    steps = json.loads((curves.FIXTURES / "align/nemo_aligner_dpo.json").read_text())["steps"]
+    oracle = json.loads((curves.FIXTURES / "align/nemo_aligner_dpo.json").read_text())
     tiny.ok(
         "dpo", "--ckpt", curves.FIXTURES / "llama.nemo", "--data", curves.FIXTURES / "align/pref.jsonl",
         "-o", tmp_path / "run", "--gbs", 4, "--mbs", 2, "--max-steps", 5, "--epochs", 5,
         "--seq-len", 64, "--lr", "1e-3", "--beta", 0.2, "--grad-clip", 0, *curves.PLAIN,
         "-s", "model.data.train_ds.add_eos=false",
     )  # fmt: skip
-    for ours, theirs in zip(tiny.read_metrics(tmp_path / "run"), steps, strict=True):
+    for ours, theirs in zip(tiny.read_metrics(tmp_path / "run"), oracle["steps"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
         unscaled = theirs["metrics"]["rewards_chosen_mean"]  # NeMo-Aligner's are not times beta
         assert ours["rewards_chosen"] == pytest.approx(0.2 * unscaled, abs=1e-4)
         assert ours["accuracy"] == theirs["metrics"]["acc"]
+    weights = open_source(tmp_path / "run/megatron_gpt_dpo.nemo").weights
+    curves.assert_final_weights(weights.read, oracle)
 
 
 @pytest.mark.slow
