@@ -10,7 +10,7 @@ from nemoalign.archive.dtypes import Array, dtype
 from nemoalign.archive.legacy_read import is_legacy, read_legacy
 from nemoalign.archive.pickles import MAX_BYTES, load_pickle
 from nemoalign.archive.regions import Region, map_strided
-from nemoalign.archive.stand_ins import Record, TensorRef
+from nemoalign.archive.stand_ins import TensorRef
 from nemoalign.archive.store import DAMAGED, Index, TensorInfo
 from nemoalign.archive.zip_read import read_zip
 from nemoalign.errors import SourceError
@@ -92,14 +92,3 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, list | tuple):
         for number, child in enumerate(cast("list[object]", value)):
             yield str(number), child
-
-
-def bytes_of(value: object) -> bytes | None:
-    """Return what a saved ``io.BytesIO`` held (``_extra_state`` is one), else None."""
-    match value:
-        case Record(kind="BytesIO", state=(bytes(content), *_)):
-            return content
-        case Record(kind="BytesIO", args=(bytes(content), *_)):
-            return content
-        case _:
-            return None

@@ -44,6 +44,8 @@ class LocalTensor:
     split: Split
     shape: tuple[int, ...]
     """Of the whole tensor; a vocabulary counts padded rows."""
+    is_copy: bool = False
+    """The second copy of tied embeddings, on a last pipeline stage; stage 0 holds the tensor."""
 
     @property
     def is_vocabulary(self) -> bool:
@@ -52,14 +54,23 @@ class LocalTensor:
 
 
 def local_tensors(chunks: Sequence[nn.Module], layout: ParallelLayout) -> Iterator[LocalTensor]:
-    """Yield every parameter of this rank's chunks, each under a name of its own.
-
-    The copy of tied embeddings on a last pipeline stage is left out: stage 0 holds the tensor.
-    """
+    """Yield every parameter of this rank's chunks."""
     for chunk in chunks:
-        for tensor, is_copy in _chunk_tensors(chunk, layout):
-            if not is_copy:
-                yield tensor
+        model = get_attr_wrapped_model(chunk, "decoder", return_model_obj=True)
+        assert isinstance(model, GPTModel), "build_model makes GPTModels"
+        for name, parameter in model.named_parameters():
+            yield _local_tensor(_with_global_layer(name, model), parameter, model, layout)
+
+
+def _local_tensor(
+    name: str, parameter: nn.Parameter, model: GPTModel, layout: ParallelLayout
+) -> LocalTensor:
+    canonical = canonical_name(name, has_experts=bool(model.config.num_moe_experts))
+    assert canonical is not None, f"{name} is a parameter"
+    is_copy = model.share_embeddings_and_output_weights and canonical == HEAD
+    split = _split_of(parameter)
+    shape = split.whole_shape(parameter.shape, layout.tp)
+    return LocalTensor(EMBEDDING if is_copy else canonical, parameter, split, shape, is_copy)
 
 
 def load_weights(
@@ -78,29 +89,14 @@ def load_weights(
         ContentError: when a tensor is missing, unknown to this architecture, or misshapen.
     """
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    wanted = [pair for chunk in chunks for pair in _chunk_tensors(chunk, layout)]
-    names = {tensor.name for tensor, _ in wanted}
+    wanted = list(local_tensors(chunks, layout))
+    names = {tensor.name for tensor in wanted}
     has_adapters = any(is_adapter(name) for name in weights.tensors)
     _check_names(names, weights, arch, with_adapters=has_adapters)
-    for tensor, _ in wanted:
+    for tensor in wanted:
         if has_adapters or not is_adapter(tensor.name):
             with torch.no_grad():
                 _fill(tensor, weights, layout.tp, tp_rank, vocab_size)
-
-
-def _chunk_tensors(chunk: nn.Module, layout: ParallelLayout) -> Iterator[tuple[LocalTensor, bool]]:
-    """Yield a chunk's parameters, and whether each is the second copy of tied embeddings."""
-    model = get_attr_wrapped_model(chunk, "decoder", return_model_obj=True)
-    assert isinstance(model, GPTModel), "build_model makes GPTModels"
-    tied = model.share_embeddings_and_output_weights
-    for name, parameter in model.named_parameters():
-        has_experts = bool(model.config.num_moe_experts)
-        canonical = canonical_name(_with_global_layer(name, model), has_experts=has_experts)
-        assert canonical is not None, f"{name} is a parameter"
-        is_copy = tied and canonical == HEAD
-        split = _split_of(parameter)
-        shape = split.whole_shape(parameter.shape, layout.tp)
-        yield LocalTensor(EMBEDDING if is_copy else canonical, parameter, split, shape), is_copy
 
 
 def _with_global_layer(name: str, model: GPTModel) -> str:

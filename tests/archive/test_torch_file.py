@@ -16,7 +16,6 @@ from nemoalign.archive.files import open_container
 from nemoalign.archive.store import TensorInfo
 from nemoalign.archive.torch_file import (
     TorchFile,
-    bytes_of,
     flatten_tensors,
 )
 from nemoalign.errors import NemoAlignError, SourceError
@@ -49,10 +48,6 @@ def test_a_genuine_rank_file_holds_what_torch_loads(rank: str, tmp_path: Path) -
     for name, tensor in tensors.items():
         assert file.read(name).tobytes() == bits(tensor)
         assert file.tensors[name] == TensorInfo(tuple(tensor.shape), "float32")
-    extra = [name for name, value in expected.items() if isinstance(value, io.BytesIO)]
-    assert extra
-    for name in extra:
-        assert bytes_of(file.tree[name]) == expected[name].getvalue()
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -146,10 +141,6 @@ def test_two_tensors_cannot_have_one_name(tmp_path: Path) -> None:
     file = opened(save(tmp_path / "w.pt", {"a/b": ones, "a": {"b": ones}}))
     with pytest.raises(SourceError, match="'a/b' twice"):
         _ = file.tensors
-
-
-def test_bytes_are_found_only_where_they_are() -> None:
-    assert bytes_of({"a": 1}) is None
 
 
 @pytest.fixture(scope="module")

@@ -68,5 +68,5 @@ def fresh_adapters(layout, lora, arch, arrays):
         return {
             t.name: (t.split, t.parameter.detach().numpy())
             for t in local_tensors(chunks, layout)
-            if t.parameter.requires_grad
+            if t.parameter.requires_grad and not t.is_copy
         }

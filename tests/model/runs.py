@@ -115,7 +115,7 @@ def _gradients(chunks, layout) -> dict[str, tuple[Split, np.ndarray]]:
     return {
         tensor.name: (tensor.split, tensor.parameter.main_grad.numpy().copy())
         for tensor in local_tensors(chunks, layout)
-        if tensor.parameter.requires_grad
+        if tensor.parameter.requires_grad and not tensor.is_copy
     }
 
 

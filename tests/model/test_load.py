@@ -34,7 +34,9 @@ def _loaded(layout, arch, arrays):
         chunks = _load(layout, arch, tiny.Store(arrays))
         filled = all(not p.isnan().any() for chunk in chunks for p in chunk.parameters())
         tensors = {
-            t.name: (t.split, t.parameter.detach().numpy()) for t in local_tensors(chunks, layout)
+            t.name: (t.split, t.parameter.detach().numpy())
+            for t in local_tensors(chunks, layout)
+            if not t.is_copy
         }
         return filled, tensors
 
