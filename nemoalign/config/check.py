@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nemoalign.config.architecture import Architecture
+from nemoalign.config.data import DataConfig
 from nemoalign.config.schema import COSINE, RunConfig, Schedule
 from nemoalign.errors import ConfigError
 
@@ -51,6 +52,7 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
             f"Use --min-lr {optim.lr / 10:g} or less, or leave it out."
         )
     _check_schedule(optim.sched)
+    _check_splits(model.data)
     if model.peft.peft_scheme == "none":
         for flag, key in (("--lora-alpha", "alpha"), ("--lora-targets", "target_modules")):
             if sources.get(f"model.peft.lora_tuning.{key}", "").startswith("flag"):
@@ -67,6 +69,19 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
         )
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield "--sequence-parallel has no effect with --tp 1."
+
+
+def _check_splits(data: DataConfig) -> None:
+    if data.shares is None:
+        return
+    trained = [file.path for file in data.train_ds.file_path]
+    for flag, part in (("--val", data.validation_ds), ("--test", data.test_ds)):
+        named = [file.path for file in part.file_path]
+        if named and named != trained:
+            raise ConfigError(
+                f"model.data.splits_string splits the files of --data, and {flag} names {named[0]} too. "
+                "Leave one of them out."
+            )
 
 
 def _check_schedule(sched: Schedule) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from nemoalign.config.fields import Section, section, setting
 from nemoalign.config.values import DataFile
+from nemoalign.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,12 @@ class DataConfig(Section):
     train_ds: TrainData = section(TrainData)
     validation_ds: ValidationData = section(ValidationData)
     test_ds: TestData = section(TestData)
+    splits_string: str | None = setting(
+        None,
+        "Shares of the training rows to train, measure and test (980,10,10), drawn by the seed; for "
+        "files that stand for all three.",
+        shown="none",
+    )
     tokenize_ahead_megabytes: int = setting(
         256,
         "Files of so much text are checked and tokenized whole, once; rows of larger ones when used.",
@@ -153,3 +161,35 @@ class DataConfig(Section):
         flag="--format",
         panel="Checkpoint and data",
     )
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        super().__post_init__()
+        split_shares(self.splits_string)
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Shares of the rows that are trained, measured and tested, if they are to be split."""
+        return split_shares(self.splits_string)
+
+
+def split_shares(text: str | None) -> tuple[float, float, float] | None:
+    """Return the three shares of ``980,10,10``, which add up to 1.
+
+    Raises:
+        ConfigError: when they are not one to three numbers, none below 0 and one above.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.replace("/", ",").split(",")]
+    except ValueError:
+        numbers = []
+    total = sum(numbers)
+    if not 0 < len(numbers) <= 3 or not all(n >= 0 for n in numbers) or not 0 < total < math.inf:
+        raise ConfigError(
+            f"model.data.splits_string is {text!r}; it must be up to three shares for training, "
+            "validation and test, such as 980,10,10."
+        )
+    train, validation, test = (n / total for n in (*numbers, 0.0, 0.0)[:3])
+    return train, validation, test

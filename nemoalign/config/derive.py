@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nemoalign.config.data import split_shares
 from nemoalign.config.schema import NEMO_SCHEDULES
+from nemoalign.config.values import DataFile
 
 Values = Mapping[str, Any]
 Rule = Callable[[Values], Any]
 
+DATA = "model.data."
 LR = "model.optim.lr"
 LORA_FACTOR = 10
 LENGTH = "model.encoder_seq_length"
@@ -45,8 +48,18 @@ def _rules(algorithm: str) -> list[tuple[str, Rule, str]]:
         ("model.optim.sched.min_lr", _min_lr, "a tenth of the learning rate; 0 as NeMo's"),
         (f"{lora}alpha", lambda v: float(v[f"{lora}adapter_dim"]), "the rank"),
         (ROW_LENGTH, lambda v: v[LENGTH], "--seq-len"),
+        (f"{DATA}validation_ds.file_path", lambda v: _split_off(v, 1), "model.data.splits_string"),
+        (f"{DATA}test_ds.file_path", lambda v: _split_off(v, 2), "model.data.splits_string"),
         (f"{loop}save_interval", lambda v: v[f"{loop}val_check_interval"], "as --val-every"),
     ]
+
+
+def _split_off(values: Values, number: int) -> tuple[DataFile, ...] | None:
+    """Return the training files where a share of their rows is kept for another use."""
+    shares = split_shares(values[f"{DATA}splits_string"])
+    if shares is None or not shares[number]:
+        return None
+    return tuple(DataFile(file.path) for file in values[f"{DATA}train_ds.file_path"]) or None
 
 
 def _min_lr(values: Values) -> float:

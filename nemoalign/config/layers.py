@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from nemoalign.config.fields import Entry
-from nemoalign.config.legacy import ALIASES
+from nemoalign.config.legacy import ALIASES, DATA_PREFIX, files_of
 from nemoalign.config.merged import escaped
 from nemoalign.config.values import DataFile, Duration, Every
 from nemoalign.errors import ConfigError
@@ -89,8 +89,11 @@ def sets_layer(
         if found["sign"] == "~":
             dropped.append(key)
             continue
-        value = read_text(found["value"], entries.get(ALIASES.get(key, key)), parse)
-        _put(values, key, Given(_absolute(value, key), "--set"), last_wins=True)
+        entry = None if key == DATA_PREFIX else entries.get(ALIASES.get(key, key))
+        value = read_text(found["value"], entry, parse)
+        leaves = _leaves(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
+        for leaf, item in leaves:
+            _put(values, leaf, Given(_absolute(item, leaf), "--set"), last_wins=True)
     return Layer(values, tuple(dropped))
 
 
@@ -128,6 +131,8 @@ def _is_text(entry: Entry) -> bool:
 def _put(values: dict[str, Given], key: str, given: Given, *, last_wins: bool = False) -> None:
     """Store a value under our name for its key."""
     target = ALIASES.get(key, key)
+    if key.startswith(DATA_PREFIX):
+        given = Given(files_of(given.value), given.source)
     if target != key and given.value == f"${{{target}}}":
         return
     known = values.get(target)

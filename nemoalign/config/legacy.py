@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from nemoalign.config.values import plain
 
+DATA_PREFIX = "model.data.data_prefix"
 ALIASES: Mapping[str, str] = {
     "model.restore_from_path": "pretrained_checkpoint.restore_from_path",
     "model.data.train_ds.global_batch_size": "model.global_batch_size",
     "model.data.train_ds.micro_batch_size": "model.micro_batch_size",
+    "model.data.data_prefix": "model.data.train_ds.file_path",
+    "model.data.data_prefix.train": "model.data.train_ds.file_path",
+    "model.data.data_prefix.validation": "model.data.validation_ds.file_path",
+    "model.data.data_prefix.test": "model.data.test_ds.file_path",
+    "model.data.seq_length": "model.data.train_ds.max_seq_length",
+    "model.data.default_chosen_reward": "model.dpo.default_chosen_reward",
+    "model.data.default_rejected_reward": "model.dpo.default_rejected_reward",
     "model.data.append_eod": "model.data.train_ds.add_eos",
     "exp_manager.max_time_per_run": "trainer.max_time",
     "trainer.rm.train_random_sampler": "model.data.train_ds.shuffle",
@@ -130,8 +138,6 @@ QUIET: tuple[str, ...] = (
     "model.data.num_workers",
     "model.data.dataloader_type",
     "model.data.data_impl",
-    "model.data.splits_string",
-    "model.data.seq_length",
     "model.data.skip_warmup",
     "model.data.mmap_bin_files",
     "model.data.num_dataset_builder_threads",
@@ -201,7 +207,14 @@ UNHONOURED: Mapping[str, tuple[Any, ...]] = {
     "model.mcore_customization_config*": (),
     "model.peft.restore_from_ckpt*": (),
     "model.optim.sched.last_epoch": (-1,),
-    "model.data.data_prefix": (),
+    "model.data.apply_ftfy": (),
+    "model.*.log_prob_forward_micro_batch_size": (),
+    "model.kto.preference_average_log_probs": (),
+    "model.kto.sft_average_log_probs": (),
+    "model.kto.sft_loss_weight": (),
+    "model.kto.preference_loss_weight": (1, 1.0),
+    "pretrained_checkpoint.checkpoint_dir": (),
+    "pretrained_checkpoint.checkpoint_name": (),
     "model.data.sample": (),
     "model.data.eod_mask_loss": (),
     "model.data.reset_position_ids": (),
@@ -221,8 +234,25 @@ TWINS: Mapping[str, str] = {
     "model.data.validation_ds.": "model.data.train_ds.",
     "model.data.test_ds.": "model.data.train_ds.",
     "trainer.": "trainer.{algorithm}.",
+    "model.dpo.log_prob_forward_micro_batch_size": "model.micro_batch_size",
+    "model.kto.log_prob_forward_micro_batch_size": "model.micro_batch_size",
 }
 """A NeMo key under the first prefix asks for nothing new when the setting under the second says so."""
+
+
+def files_of(value: Any) -> Any:
+    """Return Megatron's list of files, ``[0.7, a.jsonl, 0.3, b.jsonl]``, as ours: ``[a.jsonl:0.7, ...]``."""
+    if not isinstance(value, list):
+        return value
+    found: list[Any] = []
+    weight: int | float | None = None
+    for item in cast("list[Any]", value):
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            weight = item
+        else:
+            found.append(item if weight is None else f"{item}:{weight!r}")
+            weight = None
+    return found
 
 
 def spelled(key: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ from nemoalign.data.encoder import Encoder, SftSettings
 from nemoalign.data.files import open_rows
 from nemoalign.data.formats import CHAT_TEMPLATE_SCHEMAS, RowFile, Schema, choose_schema
 from nemoalign.data.index import IndexDirectory
+from nemoalign.data.parts import PartOfFile
 from nemoalign.data.report import DataReport, FileReport
 from nemoalign.data.sampler import MISSING_ROW
 from nemoalign.errors import ConfigError, DataError
@@ -172,8 +173,13 @@ class SftDataset:
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
         """Return the rows of a file and how they are read."""
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         return file, choose_schema(file, self.template, self.settings.format)
+
+    def _rows_of(self, path: Path) -> RowFile:
+        """Return the rows of a file that belong to this split."""
+        file = open_rows(path, self._index)
+        return file if self.settings.part is None else PartOfFile(file, self.settings.part)
 
     def _usable(self, file: EncodedFile) -> np.ndarray:
         """Return the numbers of the rows a run takes from a file."""

@@ -13,6 +13,7 @@ from nemoalign.data.dialogues import render_dialogue
 from nemoalign.data.formats import RowFile, Schema, read_rows
 from nemoalign.data.markers import Markers
 from nemoalign.data.nemo_chat import TurnTokens, render_nemo_chat
+from nemoalign.data.parts import Part
 from nemoalign.data.rows import ChatRow, Dialogue, NemoChatRow, PromptRow, Row, TokenRow
 from nemoalign.data.templates import (
     DEFAULT_TEMPLATE,
@@ -66,6 +67,8 @@ class SftSettings:
     mask: Mask = "assistant"
     turns: TurnTokens = field(default_factory=TurnTokens)
     """What stands around the turns of NeMo's own chat rows."""
+    part: Part | None = None
+    """Which rows of every file are taken; None takes all."""
     judged: JudgedRules = field(default_factory=JudgedRules)
 
     def template(self) -> PromptTemplate:

@@ -17,7 +17,6 @@ from nemoalign.data.balance import LabelCounts, PairCounts, weights_problem
 from nemoalign.data.dataset import Sample, SftDataset
 from nemoalign.data.encoded import EncodedFile
 from nemoalign.data.feedback import has_label, label_row, unpaired
-from nemoalign.data.files import open_rows
 from nemoalign.data.formats import RowFile, Schema
 from nemoalign.data.preferences import PairRow, pair_reader
 from nemoalign.data.report import DataReport, FileReport, usable_rows
@@ -142,7 +141,7 @@ class PairDataset(JudgedDataset):
     names = ("reward",)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         reader = pair_reader(file.record(0))
         if reader is None:
             raise DataError(
@@ -177,7 +176,7 @@ class LabelDataset(JudgedDataset):
     names = ("is_desirable",)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         first = file.record(0)
         pairs = pair_reader(first)
         if pairs is not None:

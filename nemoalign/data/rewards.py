@@ -17,7 +17,6 @@ import numpy as np
 from nemoalign.data.dataset import Sample
 from nemoalign.data.encoded import EncodedFile
 from nemoalign.data.feedback import HELPSTEER, ScoreRow, has_scores, score_row
-from nemoalign.data.files import open_rows
 from nemoalign.data.formats import RowFile, Schema
 from nemoalign.data.judged import DIALOGUE, Judged, JudgedDataset, JudgedFile, PairDataset
 from nemoalign.data.preferences import PairRow, pair_reader
@@ -84,7 +83,7 @@ class RankedDataset(RewardDataset, PairDataset):
     names = (MARGIN,)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         first = file.record(0)
         if pair_reader(first) is None and "text" in first and not has_scores(first):
             return self._in_twos(file, _plain_text), _schema("two lines a pair")
@@ -108,7 +107,7 @@ class ScoreDataset(RewardDataset):
         super().__init__(*arguments)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         first = file.record(0)
         if not has_scores(first):
             raise DataError(
@@ -155,7 +154,7 @@ class GradedDataset(RewardDataset):
         super().__init__(*arguments)
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
-        file = open_rows(path, self._index)
+        file = self._rows_of(path)
         reader = pair_reader(file.record(0))
         if reader is not None:
             both = JudgedFile(file, 2, lambda r: _graded(reader(r)), self._numbers())

@@ -17,6 +17,7 @@ from nemoalign.data.index import cache_directory
 from nemoalign.data.judged import JudgedDataset, LabelDataset, PairDataset
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
+from nemoalign.data.parts import Part
 from nemoalign.data.prompts import read_prompts
 from nemoalign.data.rewards import reward_rows
 from nemoalign.data.sampler import GlobalSampler
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _JUDGED_ROWS = 4096
 
+SPLITS = ("train", "validation", "test")
 DATASETS = {"texts": SftDataset, "pairs": PairDataset, "labels": LabelDataset}
 """What an algorithm's rows are read as."""
 
@@ -69,9 +71,9 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
         DataError: for rows that cannot be used, or fewer than one global batch.
     """
     data = config.model.data
-    train = _dataset(data.train_ds.file_path, config, tokenizer, "train")
-    validation = _dataset(data.validation_ds.file_path, config, tokenizer, "validation")
-    test = _dataset(data.test_ds.file_path, config, tokenizer, "test")
+    train = _dataset(data.train_ds.file_path, config, tokenizer, SPLITS[0])
+    validation = _dataset(data.validation_ds.file_path, config, tokenizer, SPLITS[1])
+    test = _dataset(data.test_ds.file_path, config, tokenizer, SPLITS[2])
     sampler = None
     if train is not None and config.trainer.loop.max_steps != 0:
         sampler = GlobalSampler(
@@ -165,9 +167,19 @@ def _dataset(
         ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
     )
     own: Any = config.model.algorithm
-    settings = replace(_row_settings(config), judged=_judged_rules(own, split))
+    settings = replace(
+        _row_settings(config), judged=_judged_rules(own, split), part=_part(config, split)
+    )
     kind = reward_rows(own) if own.rows == "rewards" else DATASETS[own.rows]
     return kind(paths, tokenizer, settings, split, storage)
+
+
+def _part(config: RunConfig, split: str) -> Part | None:
+    shares = config.model.data.shares
+    if shares is None:
+        return None
+    number = SPLITS.index(split)
+    return Part(split, sum(shares[:number]), sum(shares[: number + 1]), config.model.seed)
 
 
 def _judged_rules(own: Any, split: str) -> JudgedRules:

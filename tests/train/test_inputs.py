@@ -123,3 +123,21 @@ def test_rewards_partners_and_weights_come_from_the_algorithms_settings(
     assert inputs.train.settings.judged.partner_step == -1
     (problem,) = [one for one in inputs.findings.problems() if "pull" in one]
     assert "8 desirable and 8 undesirable answers and weights 2 and 1" in problem
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto"])
+def test_shares_of_the_training_rows_are_disjoint_and_all_of_them(tmp_path, tokenizer, algorithm) -> None:  # fmt: skip
+    made = [
+        {"prompt": f"{n}?", "completion": "a", "input": f"{n}?", "output": "a"} for n in range(40)
+    ]
+    if algorithm != "sft":
+        made = [{"prompt": row["prompt"], "chosen": "yes", "rejected": "no"} for row in made]
+    data = tiny.write_rows(tmp_path / "rows.jsonl", made)
+    keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4}
+    sets = ["model.data.splits_string=80,10,10"]
+    inputs = read_inputs(merge_run(algorithm, flags=keys, sets=sets, environ={}).config, tokenizer)
+    splits = [inputs.train, inputs.validation, inputs.test]
+    lines = [{rows.place(i) for i in range(len(rows))} for rows in splits if rows is not None]
+    assert [len(part) for part in lines] == [32, 4, 4]
+    assert set.union(*lines) == {f"rows.jsonl line {n + 1}" for n in range(40)}
+    assert inputs.findings.overlaps == ()
