@@ -6,7 +6,7 @@ A layer maps a dotted key to a raw value; text in it may still hold ``${...}``. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -91,7 +91,9 @@ def sets_layer(
             continue
         entry = None if key == DATA_PREFIX else entries.get(ALIASES.get(key, key))
         value = read_text(found["value"], entry, parse)
-        leaves = _leaves(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
+        leaves: Iterable[tuple[str, Any]] = [(key, value)]
+        if isinstance(value, Mapping):
+            leaves = _leaves(cast("Mapping[Any, Any]", value), f"{key}.")
         for leaf, item in leaves:
             _put(values, leaf, Given(_absolute(item, leaf), "--set"), last_wins=True)
     return Layer(values, tuple(dropped))
