@@ -11,7 +11,7 @@ import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, Self
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -36,7 +36,7 @@ class Documents(PackedSeqParams):
     """On the host, where cutting a pack needs them."""
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Documents:
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Self:
         """Return documents of these lengths, one behind the other."""
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
         return cls(
@@ -47,6 +47,10 @@ class Documents(PackedSeqParams):
             max_seqlen_kv=max(lengths),
             lengths=lengths,
         )
+
+    def attend(self, core: CoreAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the context [s, 1, heads * d] of a pack [s, 1, n, d] in one layer."""
+        return core.attend_documents(query, key, value, self)
 
     def runs(self) -> list[tuple[int, int]]:
         """Return neighbours of the same length as (how many, length): a batch that needs no copy."""
@@ -92,7 +96,7 @@ class CoreAttention(nn.Module):
         """
         documents: Documents | None = options.get("packed_seq_params")
         if documents is not None:
-            return self._attend_documents(query, key, value, documents)
+            return documents.attend(self, query, key, value)
         queries, keys = query.shape[0], key.shape[0]
         visible = None if attention_mask is None else ~attention_mask
         if attention_mask is None and queries > 1:
@@ -102,7 +106,7 @@ class CoreAttention(nn.Module):
         context = self._attend(query, key, value, visible, is_causal)
         return context.permute(2, 0, 1, 3).reshape(queries, query.shape[1], -1)
 
-    def _attend_documents(
+    def attend_documents(
         self, query: Tensor, key: Tensor, value: Tensor, documents: Documents
     ) -> Tensor:
         """Return the context [s, 1, heads * d] of a pack [s, 1, heads, d]."""
@@ -150,30 +154,46 @@ class CoreAttention(nn.Module):
         dtype = query.dtype
         if dtype is torch.bfloat16 and query.device.type == "cpu" and lacks_bf16_products():
             query, key, value = query.float(), key.float(), value.float()
+        # [s, b, n, d] -> [b, n, s, d]
+        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        return self.attend_keys(query, key, value, visible, is_causal=is_causal).to(dtype)
+
+    def attend_keys(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Return the context [b, heads, s_q, d] of ``query`` of that shape.
+
+        ``key`` and ``value`` are [b, groups, s_k, d]; ``visible`` is broadcastable to [b, heads, s_q, s_k].
+        """
         if self.softcap:
-            return self._attend_capped(query, key, value, visible, is_causal).to(dtype)
+            return self._attend_capped(query, key, value, visible, is_causal)
         with self._dropout_stream():
-            context = functional.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),  # [s, b, n, d] -> [b, n, s, d]
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
+            return functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
                 attn_mask=visible,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=is_causal,
                 scale=self.scale,
-                enable_gqa=query.shape[2] != key.shape[2],
+                enable_gqa=query.shape[1] != key.shape[1],
             )
-        return context.to(dtype)
 
     def _attend_capped(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, is_causal: bool
     ) -> Tensor:
         """Return the context [b, heads, s_q, d] of scores that tanh keeps below the cap."""
         assert self.softcap, "the caller asks only for capped scores"
-        heads = query.shape[2] // key.shape[2]
-        keys, values = (t.permute(1, 2, 0, 3).repeat_interleave(heads, 1) for t in (key, value))
+        heads = query.shape[1] // key.shape[1]
+        keys, values = (t.repeat_interleave(heads, 1) for t in (key, value))
         scale = self.scale or query.shape[-1] ** -0.5
-        scores = query.permute(1, 2, 0, 3) @ keys.transpose(-1, -2) * scale  # [b, n, s_q, s_k]
+        scores = query @ keys.transpose(-1, -2) * scale  # [b, n, s_q, s_k]
         scores = self.softcap * torch.tanh(scores / self.softcap)
         if is_causal:
             visible = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()

@@ -59,6 +59,19 @@ class JudgedBatch(TokenBatch, Protocol):
         ...
 
 
+class CachedPack(TokenBatch, Protocol):
+    """The next tokens of rows whose keys and values are kept, end to end, [1, s]."""
+
+    @property
+    def last(self) -> Tensor:
+        """Of each row the place of its last token, [rows]."""
+        ...
+
+    def cached(self, padding: int) -> Documents:
+        """Return what attention needs to know of them, with ``padding`` more positions."""
+        ...
+
+
 def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """Return log-probs of ``batch.labels`` [b, s], fp32, 0 where a label is negative.
 
@@ -99,12 +112,12 @@ def forward_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     return _without_padding(model, batch, _call(model, batch, None))
 
 
-def forward_last_logits(model: nn.Module, batch: TokenBatch, last: Tensor) -> Tensor:
-    """Return logits [b, 1, v/tp] of the place ``last`` [b] of each row; else as ``forward_logits``."""
+def forward_last_logits(model: nn.Module, pack: CachedPack) -> Tensor:
+    """Return logits [rows, 1, v/tp] of the last token of each row of a pack; else as ``forward_logits``."""
     unwrapped = _unwrapped(model)
-    unwrapped.head_positions = last
+    unwrapped.head_positions = pack.last
     try:
-        return _call(model, batch, None)
+        return _call(model, pack, None)
     finally:
         unwrapped.head_positions = None
 
@@ -138,6 +151,9 @@ def _without_padding(model: nn.Module, batch: TokenBatch, output: Tensor) -> Ten
 
 def _documents(batch: TokenBatch, missing: int) -> Documents | None:
     """Return the borders inside a pack, with ``missing`` more positions as a document of their own."""
+    cached = getattr(batch, "cached", None)
+    if cached is not None:
+        return cached(missing)
     lengths: tuple[int, ...] | None = getattr(batch, "documents", None)
     if lengths is None:
         return None

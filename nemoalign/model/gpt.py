@@ -28,7 +28,7 @@ class LabelGPT(GPTModel):
         self.real_vocab_size = self.softmax_size = real_vocab_size
         self.splits_sequence = self.config.sequence_parallel
         self.head_positions: Tensor | None = None
-        """Of each row the one place whose logits are asked for, [b]; None for all."""
+        """Of a pack the places whose logits are asked for, [rows]; None for all."""
         self.with_concentration = False
         """Beside log-probs, ask for ``vocab_parallel_concentration``."""
         self.rm_head: RewardHead | None = None
@@ -74,8 +74,7 @@ class LabelGPT(GPTModel):
             return self.rm_head(hidden_states, self.answers)
         if labels is None:
             if self.head_positions is not None:
-                rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-                hidden_states = hidden_states[self.head_positions, rows][None]  # [1, b, h]
+                hidden_states = hidden_states.index_select(0, self.head_positions).transpose(0, 1)
             return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
         return self._label_logprobs(hidden_states, labels)
 

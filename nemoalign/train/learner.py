@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 
+from nemoalign.model.schedule import schedule
 from nemoalign.parallel.measure import Stopwatch
 from nemoalign.train.metrics import Mean, reduce_means
 from nemoalign.train.optimizer import wrap
-from nemoalign.train.passes import collect, schedule
+from nemoalign.train.passes import collect
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel

@@ -1,4 +1,4 @@
-"""Micro-batches through a model by megatron-core's schedule; a pass without gradient needs no optimizer."""
+"""A pass without gradient over micro-batches, which needs no optimizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from nemoalign.model.schedule import schedule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,20 +43,3 @@ def collect(
     for chunk in chunks:
         chunk.train(was_training)
     return found
-
-
-def schedule(
-    chunks: Sequence[nn.Module], micro_batches: Sequence[Batch], forward_step: Any, **options: Any
-) -> list[Any]:
-    """Drive megatron-core's schedule over the micro-batches of this rank. Collective."""
-    iterators = [iter(micro_batches) for _ in chunks]
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(micro_batches),
-        # With variable_seq_lengths the pipeline sends shapes; these two are then only hints.
-        seq_length=max(batch.tokens.shape[1] for batch in micro_batches),
-        micro_batch_size=micro_batches[0].tokens.shape[0],
-        **options,
-    )

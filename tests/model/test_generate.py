@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from nemoalign.config.architecture import Architecture
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.generate import generate_greedy
 from nemoalign.model.load import load_weights
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
+from tests.families.test_gemma2 import save_gemma2
 from tests.model import tiny
+from tests.model.test_layers import loaded
+from tests.model.test_spec import COMMON, FAMILIES, family_canonical, family_model
 
 LAYOUTS = {
     "tp2": ParallelLayout(2, tp=2),
@@ -53,7 +57,7 @@ def generated(layout: ParallelLayout, job: Job) -> list[list[int]]:
             chunks,
             PROMPTS[dp :: layout.dp] if layout.dp == 1 else PROMPTS[:1] * (dp == 1),
             max_new_tokens=job.max_new_tokens,
-            stop_ids=[job.stop_ids] * len(PROMPTS),
+            stop_ids=[job.stop_ids] * (len(PROMPTS) if layout.dp == 1 else dp == 1),
             go_on=go_on,
         )
 
@@ -102,3 +106,44 @@ def test_a_row_ends_with_a_stop_token_at_the_longest_row_or_when_asked(model, jo
     assert asked == [first[:3], second[:3], third[:3]]
     long = generated(ParallelLayout(1), Job(job.arch, job.arrays, max_new_tokens=100))
     assert [len(row) for row in long] == [64 - len(prompt) for prompt in PROMPTS]
+
+
+def alone(arch, arrays, prompts, count=NEW, vocab=tiny.VOCAB, **options) -> list[list[int]]:
+    one = ParallelLayout(1)
+    with start(one, seed=1):
+        chunks = build_model(arch, vocab, one, precision="fp32", settings=ModelSettings())
+        load_weights(chunks, tiny.Store(arrays), arch, one, vocab)
+        return generate_greedy(
+            chunks, prompts, max_new_tokens=count, stop_ids=[()] * len(prompts),
+            go_on=lambda busy: busy, **options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_remembers_as_transformers_does(family) -> None:
+    config, fields = FAMILIES[family]
+    model = family_model(config)
+    arch = Architecture(**{**COMMON, **fields})
+    found = alone(arch, family_canonical(model.state_dict(), arch), PROMPTS)
+    assert found == [theirs(model, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_a_row_that_ends_makes_room_for_the_next(slots, model, job) -> None:
+    prompts = [[number + 5 * place for place in range(2 + number % 4)] for number in range(1, 8)]
+    found = alone(job.arch, job.arrays, prompts, slots=slots)
+    assert found == [theirs(model, prompt) for prompt in prompts]
+
+
+def test_windows_and_capped_scores_hold_in_a_cache_that_grows(tmp_path) -> None:
+    model = save_gemma2(tmp_path / "hf")
+    prompts = [[3, 9, 20, 4], list(range(5, 25))]
+    with start(ParallelLayout(1), seed=1):
+        found = generate_greedy(
+            [loaded(tmp_path / "hf")],
+            prompts,
+            max_new_tokens=40,
+            stop_ids=[(), ()],
+            go_on=lambda busy: busy,
+        )
+    assert found == [theirs(model, prompt, 40) for prompt in prompts]

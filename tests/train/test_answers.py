@@ -19,14 +19,14 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def answered(layout: ParallelLayout, stop: int, tokens: int = 6):
+def answered(layout: ParallelLayout, stop: int, passes: int = 7):
     prompts = [Prompt(ids, frozenset({stop}), "made") for ids in IDS]
     with bench.learner(bench.Setup(layout)) as learner:
         calls = []
 
         def agree(is_writing):
             calls.append(1)
-            writing, wishes = reduce_sums([is_writing], [len(calls) > tokens], torch.device("cpu"))
+            writing, wishes = reduce_sums([is_writing], [len(calls) > passes], torch.device("cpu"))
             return writing, Asked(stop=wishes > 0)
 
         return FixedPrompts(prompts, Words(), 6).answer(learner, agree)

@@ -2,11 +2,9 @@ import math
 
 import pytest
 import torch
-from megatron.core.models.gpt import GPTModel
 
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.train import passes
 from nemoalign.train.metrics import reduce_means
 from tests.model import tiny
 from tests.train import bench
@@ -40,21 +38,6 @@ def test_steps_do_not_depend_on_the_layout(two_ranks, layout, lora) -> None:
         for ours, expected in zip(found[0], steps, strict=True):
             assert ours == pytest.approx(expected, rel=2e-6)
         assert found[1] == pytest.approx(validation, rel=2e-6)
-
-
-def test_the_model_is_megatron_cores_and_so_is_the_schedule(monkeypatch) -> None:
-    called = []
-    real = passes.get_forward_backward_func
-
-    def watched():
-        called.append(real())
-        return called[-1]
-
-    monkeypatch.setattr(passes, "get_forward_backward_func", watched)
-    with bench.learner(bench.Setup(ONE)) as learner:
-        assert all(isinstance(module, GPTModel) for module in learner.modules)
-        learner.step(bench.batches(), 1e-3)
-    assert called[0].__module__ == "megatron.core.pipeline_parallel.schedules"
 
 
 def test_the_loss_is_the_mean_over_all_target_tokens_not_over_micro_batches() -> None:
