@@ -36,9 +36,6 @@ class Rm(Algorithm):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.scores_answers = (
-            config.reward_model_type == "regression" and config.loss_func == "regression"
-        )
         self.attributes: tuple[str, ...] = ()
 
     def meet(self, rows: Any) -> None:
@@ -49,7 +46,7 @@ class Rm(Algorithm):
     def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]  # known with the rows
         """What ``loss`` reports."""
         own = tuple(f"mse_{name}" for name in self.attributes)
-        return (*(("loss", *own) if self.scores_answers else PAIRED), "rewards_mean", SQUARE)
+        return (*(("loss", *own) if self.config.scores_answers else PAIRED), "rewards_mean", SQUARE)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the rewards of the answers, [documents, outputs], on the last stage."""
@@ -57,7 +54,7 @@ class Rm(Algorithm):
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """Return the summed loss and the number of pairs or labels; fillers count for nothing."""
-        result = (self._scored if self.scores_answers else self._paired)(output, batch)
+        result = (self._scored if self.config.scores_answers else self._paired)(output, batch)
         real = batch.fields["weight"][:, None].expand_as(output)
         seen = {"rewards_mean": Mean.of(output, real), SQUARE: Mean.of(output.square(), real)}
         return LossOutput(result.loss_sum, result.weight, {**result.metrics, **seen})

@@ -9,6 +9,7 @@ from typing import Any
 from nemoalign.checkpoint.open import open_checkpoint, open_source
 from nemoalign.checkpoint.proof import refuse_logits, with_proof
 from nemoalign.checkpoint.settings.adapter import MergedStore, find_base
+from nemoalign.checkpoint.settings.reward import with_trained_head
 from nemoalign.checkpoint.settings.tokenizer import with_tokenizer
 from nemoalign.checkpoint.settings.values import section, text
 from nemoalign.checkpoint.sources.source import AdapterInfo, Source
@@ -90,6 +91,7 @@ def with_adapter(source: Source, adapter: Source | None, target: Path) -> Source
 
 def _merged(base: Source, adapter: AdapterInfo, told_by: Source) -> Source:
     """Return ``base`` with merged weights and what the fine-tuning recorded: its prompt template."""
+    base = with_trained_head(base, told_by)
     told: dict[str, Any] = (
         {"data": told_by.stored_config["data"]} if told_by.stored_config.get("data") else {}
     )

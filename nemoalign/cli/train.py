@@ -119,7 +119,9 @@ def _carry_out(
 
     merged = _merge(row, known, typed)
     world, ranks = _resolve(merged)
-    merged = _with_output(merged, world, create=not known.dry_run)
+    scores = bool(getattr(merged.config.model.algorithm, "score_path", ()))
+    if not scores:
+        merged = _with_output(merged, world, create=not known.dry_run)
     if world is None and ranks > 1 and not known.dry_run:
         _start(merged, ranks)
         return
@@ -134,6 +136,10 @@ def _carry_out(
         from nemoalign.run.prepare import plan
 
         result = plan(merged, reporter)
+    elif scores:
+        from nemoalign.run.score import score
+
+        result = score(merged, reporter, requests)
     else:
         from nemoalign.run.train import train
 
@@ -179,6 +185,7 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
         ("--val", [file.path for file in data.validation_ds.file_path]),
         ("--test", [file.path for file in data.test_ds.file_path]),
         ("--val-prompts", [prompts] if prompts else []),
+        ("--score", getattr(model.algorithm, "score_path", ())),
     ):
         missing = [path for path in files if not path.is_file()]
         if missing:

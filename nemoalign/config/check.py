@@ -28,7 +28,8 @@ def check_complete(config: RunConfig, algorithm: str, typed: Sequence[str] = ())
     missing: dict[str, str] = {}
     if config.pretrained_checkpoint.restore_from_path is None:
         missing["a checkpoint to start from (--ckpt)"] = "--ckpt model.nemo"
-    if not data.train_ds.file_path and not evaluates:
+    scores = getattr(config.model.algorithm, "score_path", ())
+    if not data.train_ds.file_path and not evaluates and not scores:
         missing["rows to learn from (--data)"] = "--data train.jsonl"
     if missing:
         raise ConfigError(

@@ -56,6 +56,10 @@ class RmSettings(AlgorithmSettings):
     attribute_weights: tuple[float, ...] | None = setting(
         None, "regression: weights of that sum.", shown="all the same, adding up to 1"
     )
+    learn_bias: bool = setting(
+        True,
+        "regression: the head learns a bias; without one Hugging Face's classifier gives the same scores.",
+    )
     use_avg_pool: bool = setting(
         False, "Reward of an answer: from the mean over all its tokens, instead of its last one."
     )
@@ -71,3 +75,8 @@ class RmSettings(AlgorithmSettings):
         transient=True,
         panel=SCORING,
     )
+
+    @property
+    def scores_answers(self) -> bool:
+        """True when answers are learned one by one; pairs leave nothing to a bias but noise."""
+        return self.reward_model_type == "regression" and self.loss_func == "regression"

@@ -16,7 +16,7 @@ import numpy as np
 
 from nemoalign.data.dataset import Sample
 from nemoalign.data.encoded import EncodedFile
-from nemoalign.data.feedback import HELPSTEER, ScoreRow, has_scores, score_row
+from nemoalign.data.feedback import HELPSTEER, ScoreRow, dialogue_of, has_scores, score_row
 from nemoalign.data.formats import RowFile, Schema
 from nemoalign.data.judged import DIALOGUE, Judged, JudgedDataset, JudgedFile, PairDataset
 from nemoalign.data.preferences import PairRow, pair_reader
@@ -169,6 +169,45 @@ class GradedDataset(RewardDataset):
         return row.dialogue, {STRENGTH: strength}
 
 
+class AnswerDataset(RewardDataset):
+    """Answers to be scored, whatever else their rows say: every one of a file, in its order."""
+
+    def _open(self, path: Path) -> tuple[RowFile, Schema]:
+        file = self._rows_of(path)
+        try:
+            pairs = pair_reader(file.record(0))
+        except DataError as error:
+            raise DataError(f"{file.where(0)} {error}") from error
+        if pairs is None:
+            return JudgedFile(file, 1, lambda r: [(_answer(r), {})], ()), _schema("answers")
+        both = JudgedFile(file, 2, lambda r: [(side, {}) for side in _two(pairs(r))], ())
+        return both, _schema("answers of pairs")
+
+    def side(self, index: int) -> str | None:
+        """Return which answer of its pair a row is; None for one that is alone."""
+        file, row = self._at(index)
+        alone = not isinstance(file.file, JudgedFile) or file.file.answers == 1
+        return None if alone else ("chosen", "rejected")[row % 2]
+
+    def path(self, index: int) -> Path:
+        """Return the file an answer is from."""
+        return self._at(index)[0].file.path
+
+    def number(self, index: int) -> int:
+        """Return the number of an answer's row in its file, from 1."""
+        file, row = self._at(index)
+        assert isinstance(file.file, JudgedFile), "_open makes them"
+        return row // file.file.answers + 1
+
+    def is_cut(self, index: int) -> bool:
+        """True for an answer that was too long to be read whole."""
+        file, row = self._at(index)
+        return file.encoded(row).truncated
+
+    def _usable(self, file: EncodedFile) -> np.ndarray:
+        return np.arange(len(file.file))
+
+
 def reward_rows(settings: Any) -> Callable[..., RewardDataset]:
     """Return what reads the rows that reward models of these settings learn from."""
     if settings.reward_model_type == "binary_ranking":
@@ -185,6 +224,15 @@ def _graded(pair: PairRow) -> Sequence[Known]:
 def _plain_text(record: Record) -> Known:
     """Read a text as it stands, its prompt in it."""
     return Dialogue("", text_of(record, "text")), {MARGIN: 0.0}
+
+
+def _answer(record: Record) -> Dialogue:
+    alone = "text" in record and "messages" not in record
+    return Dialogue("", text_of(record, "text")) if alone else dialogue_of(record)
+
+
+def _two(pair: PairRow) -> tuple[Dialogue, Dialogue]:
+    return pair.chosen, pair.rejected
 
 
 def _schema(name: str) -> Schema:

@@ -10,6 +10,7 @@ from nemoalign.archive.store import Index, TensorInfo, TensorStore
 from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import ConfigError, ContentError
 from nemoalign.model.lora_settings import LINEARS, SELECTION, LoraSettings
+from nemoalign.weights.names import is_reward_head
 
 
 class WithAdapters:
@@ -55,7 +56,7 @@ def with_adapters(
 
 def _check_places(path: Path, weights: TensorStore, lora: LoraSettings, num_layers: int) -> None:
     """Refuse an adapter of other linear layers than this run trains: some would be dropped or new."""
-    parts = [name.split(".") for name in weights.tensors]
+    parts = [name.split(".") for name in weights.tensors if not is_reward_head(name)]
     modules = {part[5] for part in parts}
     unknown = modules - {linear.adapter for linear in LINEARS.values()}
     if unknown:

@@ -13,6 +13,7 @@ from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.lora_settings import LoraSettings, lora_settings
 from nemoalign.run.policies import give_reference, load_policy
 from nemoalign.run.reference_cache import CacheWork
+from nemoalign.run.reward import learns_bias
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.archiving import Archiver
 from nemoalign.train.checkpointing import Checkpointer, Contents
@@ -48,7 +49,7 @@ def assemble(
     algorithm = load_algorithm(ALGORITHMS[merged.algorithm].target, config.model.algorithm)
     if made.inputs.any_rows is not None:
         algorithm.meet(made.inputs.any_rows)
-    chunks = _built_model(config, made, lora)
+    chunks = built_model(config, made, lora)
     dp_rank = parallel_state.get_data_parallel_rank()
     feeds = make_feeds(made.inputs, config, made.layout, dp_rank, made.tokenizer.eos_id)
     if algorithm.needs_reference:
@@ -104,7 +105,7 @@ def _checkpointer(
     return Checkpointer(rotation, learner, contents, in_background=in_background, archiver=archiver)
 
 
-def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
+def built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
     """Build this rank's part of the model."""
     return build_model(
         made.arch,
@@ -117,8 +118,7 @@ def _built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -
             recompute=config.model.activations_checkpoint_granularity or "none",
             seed=config.model.seed,
             softmax_over_padding=config.model.softmax_over_padding,
-            reward_bias_learns=getattr(config.model.algorithm, "reward_model_type", "")
-            == "regression",
+            reward_bias_learns=learns_bias(config),
         ),
         lora=lora,
     )

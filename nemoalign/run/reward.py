@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nemoalign.checkpoint.open import open_source
 from nemoalign.errors import ConfigError
 from nemoalign.model.reward_head import with_reward_head
 
@@ -26,11 +27,15 @@ def reward_model(
         ConfigError: when the head cannot be what rows, settings and checkpoint say.
     """
     own: Any = config.model.algorithm
-    held = source.arch.num_attributes
+    held = _with_adapter(config, source).arch.num_attributes
     outputs = _outputs(own, held, inputs)
     keeps = own.load_rm_head_weights
     if keeps is None:
         keeps = bool(held)
+    if own.score_path and not held:
+        raise ConfigError(
+            f"{source.path} has no reward head, so it scores nothing. Give a reward model as --ckpt."
+        )
     if keeps and held != outputs:
         raise ConfigError(
             f"{source.path} has {f'a reward head of {held} outputs' if held else 'no reward head'}, and "
@@ -46,8 +51,23 @@ def reward_model(
     return arch, with_reward_head(source.weights, arch, seed=seed)
 
 
+def learns_bias(config: RunConfig) -> bool:
+    """True when the head's bias is learned; not from pairs, whose differences leave it nothing but noise."""
+    own: Any = config.model.algorithm
+    return own.rows == "rewards" and own.scores_answers and own.learn_bias
+
+
+def _with_adapter(config: RunConfig, source: Source) -> Source:
+    """Return what brings the head: the adapter of ``--adapter``, when one was trained with it."""
+    path = config.model.peft.restore_from_path
+    adapter = source if path is None else open_source(path)
+    return adapter if adapter.arch.num_attributes else source
+
+
 def _outputs(own: Any, held: int, inputs: Inputs) -> int:
     """Return how many rewards an answer gets: by the rows, else by the settings or the checkpoint."""
+    if own.score_path:
+        return held
     if own.reward_model_type == "binary_ranking":
         return 1
     rows: Any = inputs.any_rows

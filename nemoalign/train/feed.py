@@ -68,6 +68,11 @@ class Feed:
         for batch in self.sampler.once():
             yield self._collated(batch)
 
+    def once_with_rows(self) -> Iterator[tuple[np.ndarray, list[np.ndarray], list[Batch]]]:
+        """Yield the same with the rows of each global batch, and those of its micro-batches."""
+        for batch in self.sampler.once():
+            yield batch, self._shares(batch), self._collated(batch)
+
     def _collated(self, batch: np.ndarray) -> list[Batch]:
         read = self.rows.of_batch(batch)
         return [self.collate([read(int(i)) for i in share]) for share in self._shares(batch)]

@@ -93,13 +93,43 @@ def make_feeds(
     inputs: Inputs, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
 ) -> Feeds:
     """Return this rank's share of everything a run learns from and measures on."""
+    train = None
+    if inputs.train is not None and inputs.sampler is not None:
+        feed = PrefetchingFeed if inputs.train.has_large else Feed
+        train = feed(
+            inputs.train, inputs.sampler, **_share(inputs.train, config, layout, dp_rank, eos_id)
+        )
+    validation, test = (
+        None if rows is None else measuring_feed(rows, config, layout, dp_rank, eos_id)
+        for rows in (inputs.validation, inputs.test)
+    )
+    return Feeds(train, validation, test, inputs.prompts)
+
+
+def measuring_feed(
+    rows: SftDataset, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
+) -> Feed:
+    """Return this rank's share of rows that are computed once, in file order."""
+    order = GlobalSampler(
+        total_samples=len(rows),
+        global_batch_size=config.model.global_batch_size,
+        shuffle=False,
+        drop_last=False,
+        lengths=rows.lengths if _averages_tokens(config) else None,
+    )
+    return Feed(rows, order, **_share(rows, config, layout, dp_rank, eos_id))
+
+
+def _share(
+    rows: SftDataset, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
+) -> dict[str, Any]:
+    """Return how a rank lays rows into micro-batches."""
     pad_to = layout.tp if layout.splits_sequence else 1
-    capacity = _pack_capacity(inputs, config)
+    capacity = _pack_capacity(rows, config)
     join = partial(collate if capacity is None else collate_pack, eos_id=eos_id, pad_to=pad_to)
-    share: dict[str, Any] = {
-        "collate": partial(collate_judged, join=join)
-        if isinstance(inputs.any_rows, JudgedDataset)
-        else join,
+    is_judged = isinstance(rows, JudgedDataset)
+    return {
+        "collate": partial(collate_judged, join=join) if is_judged else join,
         "pack_capacity": capacity,
         "dp_rank": dp_rank,
         "dp_size": layout.dp,
@@ -107,29 +137,12 @@ def make_feeds(
         # The interleaved schedule hands micro-batches round in groups of pp.
         "multiple_of": layout.pp if layout.vp else 1,
     }
-    train = None
-    if inputs.train is not None and inputs.sampler is not None:
-        feed = PrefetchingFeed if inputs.train.has_large else Feed
-        train = feed(inputs.train, inputs.sampler, **share)
-
-    def measured(rows: SftDataset | None) -> Feed | None:
-        if rows is None:
-            return None
-        order = GlobalSampler(
-            total_samples=len(rows),
-            global_batch_size=config.model.global_batch_size,
-            shuffle=False,
-            drop_last=False,
-            lengths=rows.lengths if _averages_tokens(config) else None,
-        )
-        return Feed(rows, order, **share)
-
-    return Feeds(train, measured(inputs.validation), measured(inputs.test), inputs.prompts)
 
 
 def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return what packing does to an epoch, judged by its first rows; nothing without packing."""
-    capacity, sampler, train = _pack_capacity(inputs, config), inputs.sampler, inputs.train
+    sampler, train = inputs.sampler, inputs.train
+    capacity = None if train is None else _pack_capacity(train, config)
     if capacity is None or sampler is None or train is None:
         return []
     size, steps = sampler.global_batch_size, sampler.steps_per_epoch
@@ -148,12 +161,11 @@ def _averages_tokens(config: RunConfig) -> bool:
     return getattr(config.model.algorithm, "loss_average", "tokens") == "tokens"
 
 
-def _pack_capacity(inputs: Inputs, config: RunConfig) -> int | None:
-    data, rows = config.model.data.train_ds, inputs.any_rows
+def _pack_capacity(rows: SftDataset, config: RunConfig) -> int | None:
+    data = config.model.data.train_ds
     if not data.packed_sequence:
         return None
-    answers = 1 if rows is None else rows.answers
-    return config.model.micro_batch_size * answers * data.max_seq_length
+    return config.model.micro_batch_size * rows.answers * data.max_seq_length
 
 
 def _dataset(
@@ -162,13 +174,10 @@ def _dataset(
     if not files:
         return None
     paths = [(file.path, 1.0 if file.weight is None else file.weight) for file in files]
-    storage = Storage(
-        index_directory=config.model.data.train_ds.index_mapping_dir or cache_directory(),
-        ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
-    )
+    storage = storage_of(config)
     own: Any = config.model.algorithm
     settings = replace(
-        _row_settings(config), judged=_judged_rules(own, split), part=_part(config, split)
+        row_settings(config), judged=_judged_rules(own, split), part=_part(config, split)
     )
     kind = reward_rows(own) if own.rows == "rewards" else DATASETS[own.rows]
     return kind(paths, tokenizer, settings, split, storage)
@@ -194,15 +203,24 @@ def _judged_rules(own: Any, split: str) -> JudgedRules:
     return JudgedRules()
 
 
+def storage_of(config: RunConfig) -> Storage:
+    """Return where what is found in files is kept."""
+    return Storage(
+        index_directory=config.model.data.train_ds.index_mapping_dir or cache_directory(),
+        ahead_bytes=config.model.data.tokenize_ahead_megabytes * 1_000_000,
+    )
+
+
 def _prompts(config: RunConfig, tokenizer: Tokenizer) -> FixedPrompts | None:
     asked = config.model.data.validation_ds
     if asked.prompts_path is None:
         return None
-    prompts = read_prompts(asked.prompts_path, tokenizer, _row_settings(config))
+    prompts = read_prompts(asked.prompts_path, tokenizer, row_settings(config))
     return FixedPrompts(prompts, tokenizer, asked.tokens_to_generate)
 
 
-def _row_settings(config: RunConfig) -> SftSettings:
+def row_settings(config: RunConfig) -> SftSettings:
+    """Return how rows become tokens."""
     rules: Any = config.model.data.train_ds
     return SftSettings(
         max_seq_length=rules.max_seq_length,

@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemoalign.weights.names import is_adapter
 
@@ -38,7 +39,7 @@ def wrap(
             DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(chunks)
         ]
-        optimizer = get_megatron_optimizer(
+        optimizer: Any = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
                 lr=optim.lr,
@@ -54,10 +55,25 @@ def wrap(
             ),
             wrapped,
         )
+    for one in optimizer.chained_optimizers:
+        if isinstance(one, DistributedOptimizer):
+            _count_as_they_lie(one)
     if overlap:
         waiting = [one.no_sync for one in wrapped]
         config.no_sync_func = waiting if len(waiting) > 1 else waiting[0]
     return wrapped, optimizer
+
+
+def _count_as_they_lie(optimizer: DistributedOptimizer) -> None:
+    """Number the parameters of a group as its optimizer holds them: those in fp32 first.
+
+    megatron-core (0.16.1) numbers them as they lie in its buffers, which is the same only where all are
+    of one type; of a bf16 model with a head in fp32 it would save one's state as another's.
+    """
+    for number, group in enumerate(optimizer.opt_group_ranges):
+        ordered = sorted(group["params"], key=lambda parameter: parameter.dtype != torch.float32)
+        for order, parameter in enumerate(ordered):
+            optimizer.model_param_group_index_map[parameter] = number, order
 
 
 def _is_distributed(chunks: Sequence[GPTModel], optim: OptimConfig) -> bool:

@@ -146,6 +146,11 @@ def is_adapter(name: str) -> bool:
     return ".adapter_layer." in name
 
 
+def is_reward_head(name: str) -> bool:
+    """True for a tensor of a reward model's head."""
+    return name.startswith("rm_head.")
+
+
 def _without_prefix(key: str) -> str:
     for prefix in PREFIXES:
         if key.startswith(prefix):

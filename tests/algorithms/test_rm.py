@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from nemoalign.checkpoint.open import open_source
+from nemoalign.checkpoint.settings.reward import described_head
 from tests.commands import tiny
 
 ROWS = json.loads((Path(__file__).parents[1] / "fixtures/trl/dpo.json").read_text())["rows"]
 PLAIN = ["--precision", "fp32", "--schedule", "constant", "--warmup", 0, "--weight-decay", 0]
 LAYOUTS = {
-    "micro batch 4, unpacked": ["--mbs", 4, "--no-packing"],
     "TP2 SP": ["--mbs", 2, "--tp", 2, "--sequence-parallel"],
     "PP2": ["--mbs", 2, "--pp", 2],
     "DP2": ["--mbs", 1, "--devices", 2],
@@ -79,10 +80,40 @@ def test_steps_and_the_exported_classifier_are_transformers_own(made, tmp_path) 
 
 @pytest.mark.slow
 def test_the_curve_depends_on_no_layout(made, tmp_path) -> None:
-    expected = rm(made, tmp_path / "one", "--mbs", 1)
+    expected = rm(made, tmp_path / "one", "--mbs", 4, "--no-packing")
     for name, flags in LAYOUTS.items():
         found = rm(made, tmp_path / name, *flags)
         for ours, theirs in zip(found, expected, strict=True):
             for key in ("loss", "accuracy", "margin", "rewards_chosen", "rewards_std"):
                 assert ours[key] == pytest.approx(theirs[key], abs=2e-5), (name, key)
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_lora_goes_on_in_another_layout_and_its_head_goes_with_it(made, tmp_path) -> None:
+    lora = ["--lora", 4, "--lora-targets", "all", "-s", "model.optim.sched.max_steps=3"]
+    expected = rm(made, tmp_path / "one", *lora, "--mbs", 2)
+    rm(made, tmp_path / "two", *lora, steps=1)
+    found = rm(made, tmp_path / "two", *lora, "--tp", 2, "--sequence-parallel")
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in ("loss", "grad_norm", "rewards_chosen"):
+            assert ours[key] == pytest.approx(theirs[key], abs=2e-5), key
+    source = open_source(tmp_path / "two")
+    assert "LoRA adapter of a reward model" in source.describe()
+    assert described_head(source) == {"outputs": 1, "type": "binary_ranking", "dtype": "float32"}
+    tiny.ok("export", tmp_path / "two", "--merge", "-o", tmp_path / "merged")
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    tiny.ok(
+        "rm", "--score", made / "pairs.jsonl", "--ckpt", tmp_path / "two", "--precision", "fp32",
+        "--gbs", 16, "-o", tmp_path / "scores.jsonl",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["answer"]) for line in lines] == [
+        (row, side) for row in range(1, len(ROWS) + 1) for side in ("chosen", "rejected")
+    ]
+    with torch.no_grad():
+        for line in lines:
+            tokens = ids(tokenizer, ROWS[line["row"] - 1], line["answer"])
+            assert line["score"] == pytest.approx(model(tokens).logits.item(), abs=1e-4)
+            assert (line["tokens"], line["truncated"]) == (tokens.shape[1], False)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nemoalign.config.peft import Peft
 from nemoalign.config.reward import RmSettings
 from nemoalign.errors import ConfigError
 from nemoalign.log import PlainReporter
@@ -22,7 +23,7 @@ def made(own: RmSettings, attributes: tuple[str, ...] | None, held: int = 0):
         arrays["rm_head.weight"] = arrays["embedding.word_embeddings.weight"][:held]
         arrays["rm_head.bias"] = arrays["embedding.word_embeddings.weight"][:held, 0]
     source = SimpleNamespace(path="m.nemo", arch=held_arch, weights=tiny.Store(arrays))
-    config = SimpleNamespace(model=SimpleNamespace(algorithm=own, seed=1))
+    config = SimpleNamespace(model=SimpleNamespace(algorithm=own, seed=1, peft=Peft()))
     rows = None if attributes is None else SimpleNamespace(attributes=attributes)
     inputs = SimpleNamespace(any_rows=rows)
     arch, weights = reward_model(config, arch, source, inputs, QUIET)
@@ -50,6 +51,7 @@ def test_rows_settings_and_checkpoint_decide(settings, attributes, held, expecte
     ("settings", "attributes", "held", "words"),
     [
         ({"load_rm_head_weights": True}, (), 0, "no reward head"),
+        ({"score_path": ("rows.jsonl",)}, None, 0, "scores nothing"),
         ({}, (), 3, "a reward head of 3 outputs, and this run needs one of 1"),
         ({"reward_model_type": "regression", "num_attributes": 9}, ("a",), 0, "num_attributes=1"),
     ],

@@ -12,6 +12,7 @@ from nemoalign.data.dataset import Sample
 from nemoalign.model.build import ModelSettings, build_model
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings
+from nemoalign.model.reward_head import with_reward_head
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from nemoalign.train.learner import Learner
@@ -29,18 +30,21 @@ class Setup:
     layers: int = 2
     optim: dict = field(default_factory=dict)
     recompute: str = "none"
+    num_attributes: int = 0
 
 
 @contextlib.contextmanager
 def learner(setup: Setup):
     model = tiny.llama(layers=setup.layers)
-    arch = tiny.architecture(model.config)
+    arch = tiny.architecture(model.config, num_attributes=setup.num_attributes)
     with start(setup.layout, seed=1) as backend:
         chunks = build_model(
             arch, tiny.VOCAB, setup.layout, precision=setup.precision,
             settings=ModelSettings(recompute=setup.recompute), lora=setup.lora,
         )  # fmt: skip
         store = tiny.Store(tiny.weights(model, arch))
+        if setup.num_attributes:
+            store = with_reward_head(store, arch, seed=1)
         load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
         optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
         yield Learner(chunks, Sft(None), backend, optim, grad_clip=setup.grad_clip)

@@ -6,6 +6,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemoalign.config.schema import OptimConfig
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.train.sharded import sharded_state
 from tests.train import bench
 
 TWO = ParallelLayout(2)
@@ -48,6 +49,36 @@ def test_adapters_keep_their_small_state_whole_unless_asked(two_ranks) -> None:
     shared = two_ranks.run(_three_steps, {"name": "distributed_fused_adam"}, "bf16", lora)[0]
     assert (whole[1] is DistributedOptimizer, shared[1] is DistributedOptimizer) == (False, True)
     assert shared[0] == [pytest.approx(step, rel=2e-3) for step in whole[0]]
+
+
+def _saved(precision):
+    """Returns moments by weight, as rank 0 saves them, of a bf16 model whose head is in fp32."""
+    setup = bench.Setup(TWO, precision=precision, num_attributes=2)
+    with bench.learner(setup) as learner:
+        (one,) = learner.optimizer.chained_optimizers
+        assert isinstance(one, DistributedOptimizer)
+        for parameter in learner.modules[0].parameters():
+            if parameter.requires_grad:
+                parameter.main_grad.copy_(torch.sin(parameter.data))
+        with learner.backend.optimizer_scope():
+            learner.optimizer.step()
+        state = sharded_state(learner, adapters_only=False).get("optimizer", {})
+        tensors = [t for slots in state.get(0, {}).values() for t in slots.values()]
+        return {t.key: t.data.float().numpy() for t in tensors}
+
+
+@pytest.mark.dist
+def test_a_head_in_fp32_beside_bf16_weights_keeps_its_own_moments(two_ranks) -> None:
+    saved = two_ranks.run(_saved, "bf16")[0]
+    expected = two_ranks.run(_saved, "fp32")[0]
+    for name in ("rm_head.weight", "decoder.final_layernorm.weight"):
+        key = f"optimizer.state.exp_avg.model.{name}"
+        assert abs(expected[key]).max() > 0
+        assert saved[key] == pytest.approx(
+            expected[key], abs=0.02 * float(abs(expected[key]).max())
+        )
+    assert "optimizer.state.fp32_param.model.rm_head.weight" not in saved
+    assert "optimizer.state.fp32_param.model.decoder.final_layernorm.weight" in saved
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from nemoalign.checkpoint.settings.values import section, text, whole_number
 from nemoalign.checkpoint.sources.source import AdapterInfo
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
+from nemoalign.weights.names import is_reward_head
 from nemoalign.weights.ops import FuseGateUp, FuseQKV, Op
 from nemoalign.weights.tensors import expected_shapes
 
@@ -94,7 +95,8 @@ def adapted_tensors(
 ) -> dict[str, tuple[tuple[tuple[str, str], ...], Op | None]]:
     """Return for each adapted weight its pairs of (linear_in, linear_out), and how pairs are fused."""
     adapted: dict[str, tuple[tuple[tuple[str, str], ...], Op | None]] = {}
-    bases = {name.rsplit(".linear_", 1)[0] for name in adapter.weights.tensors}
+    names = [name for name in adapter.weights.tensors if not is_reward_head(name)]
+    bases = {name.rsplit(".linear_", 1)[0] for name in names}
     for base in sorted(bases):
         layer, module = _split_layer(base)
         if module in FUSED:

@@ -14,7 +14,8 @@ from typing import Any
 from nemoalign.archive.dtypes import cast
 from nemoalign.archive.store import TensorInfo
 from nemoalign.checkpoint.settings.values import section, text
-from nemoalign.checkpoint.sources.source import Source
+from nemoalign.checkpoint.sources.source import EMBEDDING, HEAD, Source
+from nemoalign.checkpoint.sources.stores import Place, PlacedStore
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError
 from nemoalign.families.registry import CLASSIFIER, architectures_of, classifier_of
@@ -143,7 +144,32 @@ def described_head(source: Source) -> dict[str, Any] | None:
     if not outputs:
         return None
     kind = text(source.config, "reward_model_type")
-    return {"outputs": outputs, "type": kind, "dtype": source.weights.tensors[WEIGHT].dtype}
+    store = source.adapter.weights if source.adapter and source.is_adapter_only else source.weights
+    return {"outputs": outputs, "type": kind, "dtype": store.tensors[WEIGHT].dtype}
+
+
+def with_trained_head(base: Source, told_by: Source) -> Source:
+    """Return the base of an adapter as a reward model, with the head that was trained with it.
+
+    Without such a head it is the base as it is.
+    """
+    assert told_by.adapter is not None, "the caller has an adapter"
+    trained = told_by.adapter.weights
+    heads = {name: Place(trained, name) for name in (WEIGHT, BIAS) if name in trained.tensors}
+    if not heads:
+        return base
+    names = (*reward_settings(1), "target")
+    told = {name: told_by.config[name] for name in names if name in told_by.config}
+    places = {name: Place(base.weights, name) for name in base.weights.tensors}
+    places.setdefault(HEAD, places[EMBEDDING])
+    outputs = told_by.arch.num_attributes
+    return replace(
+        base,
+        arch=replace(base.arch, num_attributes=outputs, share_embeddings_and_output_weights=False),
+        weights=PlacedStore(places | heads),
+        config=base.config | told,
+        stored_config=base.stored_config | told,
+    )
 
 
 def _outputs(tensors: Mapping[str, TensorInfo], name: str) -> int:

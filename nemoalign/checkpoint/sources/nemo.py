@@ -19,12 +19,14 @@ from nemoalign.checkpoint.sources.canonical import check_tensors
 from nemoalign.checkpoint.sources.layouts import open_weights
 from nemoalign.checkpoint.sources.ranks import Weights
 from nemoalign.checkpoint.sources.source import EMBEDDING, POSITIONS, Source
+from nemoalign.checkpoint.sources.stores import PlacedStore, UnionStore
 from nemoalign.checkpoint.sources.upgrade import upgraded_config
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.checkpoint_yaml import parse_checkpoint_config
 from nemoalign.config.interpolation import Interpolation
 from nemoalign.errors import ContentError, SourceError
 from nemoalign.families.registry import family_for_nemo
+from nemoalign.weights.names import is_reward_head
 
 CONFIG_NAME = "model_config.yaml"
 HF_FOLDER = "hf/"
@@ -89,11 +91,12 @@ def assemble(
         ContentError: when tensors and configuration disagree or are not supported.
     """
     _refuse_other_models(settings.resolved, str(path))
-    weights = weights_of(settings.architecture())
+    weights = _head_with_adapter(weights_of(settings.architecture()))
     legacy_config = settings.stored if weights.is_legacy else None
     if weights.is_legacy:
         settings = settings.upgraded()
-    arch = with_head(settings.architecture(), weights.model.tensors, settings.resolved, str(path))
+    tensors = {**weights.adapter.tensors, **weights.model.tensors}
+    arch = with_head(settings.architecture(), tensors, settings.resolved, str(path))
     table = _table_length(weights.model.tensors, arch)
     arch = replace(arch, **table)
     config = settings.resolved | table
@@ -117,6 +120,15 @@ def assemble(
         warnings=warnings,
         legacy_config=legacy_config,
     )
+
+
+def _head_with_adapter(weights: Weights) -> Weights:
+    """Return the weights with a reward head among the adapters it was trained with."""
+    names = weights.model.tensors
+    if not weights.adapter.tensors or not all(map(is_reward_head, names)):
+        return weights
+    together = UnionStore(weights.adapter, weights.model)
+    return replace(weights, adapter=together, model=PlacedStore({}))
 
 
 def _table_length(tensors: Mapping[str, TensorInfo], arch: Architecture) -> dict[str, int]:

@@ -56,6 +56,7 @@ class AdapterInfo:
     base: str | None
     """The path recorded as ``restore_from_path`` when the adapter was trained."""
     weights: TensorStore
+    """Also the reward head that was trained with it."""
 
     @property
     def scale(self) -> float:
@@ -144,7 +145,8 @@ class Source:
     def describe(self) -> str:
         """Return what this is, in one line."""
         kind = "reward model" if self.arch.num_attributes else "model"
-        what = "LoRA adapter" if self.is_adapter_only else f"{self.family.name} {kind}"
+        alone = f"LoRA adapter{' of a reward model' if self.arch.num_attributes else ''}"
+        what = alone if self.is_adapter_only else f"{self.family.name} {kind}"
         total = self.parameters()["total"]
         words = [
             f"{KINDS[self.kind]} ({self.layout})",
