@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nemoalign.model.cache import CachedDocuments, KeyValueCache
 from nemoalign.model.forward import forward_last_logits
+from nemoalign.model.sampling import GREEDY, Draw, Sampling, choose
 from nemoalign.model.schedule import schedule
 
 SLOTS = 32
@@ -28,10 +29,23 @@ PREFILL_TOKENS = 4096
 """Tokens of prompts computed together, unless one prompt alone has more."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and when its answer ends."""
+
+    ids: Sequence[int]
+    """At least one."""
+    stop_ids: Collection[int]
+    max_new_tokens: int
+    number: int = 0
+    """For its draws; each row of a data set has its own."""
+
+
 @dataclass
 class _Row:
     """A row so far, and how many of its tokens are in the cache."""
 
+    number: int
     tokens: list[int]
     prompt: int
     """Tokens of its prompt."""
@@ -39,6 +53,19 @@ class _Row:
     limit: int
     """Tokens it may have in all."""
     cached: int = 0
+
+    @classmethod
+    def of(cls, request: Request, longest: int) -> _Row:
+        """Return a row that has its prompt alone and gets no longer than ``longest``."""
+        length = len(request.ids)
+        limit = min(longest, length + request.max_new_tokens)
+        return cls(request.number, list(request.ids), length, request.stop_ids, limit)
+
+    @property
+    def draw(self) -> Draw:
+        """What the choice of its next token depends on."""
+        length = len(self.tokens)
+        return Draw(self.number, length, length - self.prompt, self.stop_ids)
 
     @property
     def is_done(self) -> bool:
@@ -58,6 +85,7 @@ class _Pack:
     position_ids: Tensor
     last: Tensor
     """Of each row the place of its last token, [rows]."""
+    draws: Sequence[Draw]
 
     @classmethod
     def of(
@@ -68,7 +96,7 @@ class _Pack:
         places = [place for _, row in slots for place in range(row.cached, len(row.tokens))]
         ends = torch.tensor([length for *_, length in rows], device=device).cumsum(0) - 1
         packed, positions = (torch.tensor([x], device=device) for x in (tokens, places))
-        return cls(cache, rows, packed, positions, ends)
+        return cls(cache, rows, packed, positions, ends, [row.draw for _, row in slots])
 
     def cached(self, padding: int) -> CachedDocuments:
         """Return what attention needs to know of the rows."""
@@ -78,8 +106,10 @@ class _Pack:
 class _Engine:
     """Rows in slots, the first ones in use."""
 
-    def __init__(self, chunks: Sequence[GPTModel], waiting: Sequence[_Row], slots: int) -> None:
-        self.chunks = chunks
+    def __init__(
+        self, chunks: Sequence[GPTModel], waiting: Sequence[_Row], slots: int, sampling: Sampling
+    ) -> None:
+        self.chunks, self.sampling = chunks, sampling
         self.device = next(chunks[0].parameters()).device
         self.waiting = deque(waiting)
         self.active: list[_Row] = []
@@ -121,11 +151,12 @@ class _Engine:
                     self.cache.move(len(self.active), slot)
 
     def _next_tokens(self, rows: Sequence[tuple[int, _Row]]) -> list[int]:
-        """Return the likeliest next token of each row, on every rank of the replica."""
+        """Return the next token of each row, on every rank of the replica."""
         parts = _parts(rows, len(self.chunks))
         packs = [_Pack.of(self.cache, part, self.device) for part in parts]
+        forward_step = partial(_forward_step, sampling=self.sampling)
         found: list[Tensor] = schedule(
-            self.chunks, packs, _forward_step, forward_only=True, collect_non_loss_data=True
+            self.chunks, packs, forward_step, forward_only=True, collect_non_loss_data=True
         )
         count = sum(map(len, parts))
         tokens = (
@@ -139,29 +170,32 @@ class _Engine:
 
 
 @torch.no_grad()
-def generate_greedy(
+def generate(
     chunks: Sequence[GPTModel],
-    prompts: Sequence[Sequence[int]],
+    requests: Sequence[Request],
     *,
-    max_new_tokens: int,
-    stop_ids: Sequence[Collection[int]],
     go_on: Callable[[bool], bool],
+    sampling: Sampling = GREEDY,
     slots: int = SLOTS,
 ) -> list[list[int]]:
-    """Return the likeliest tokens after each prompt, up to and with one of its ``stop_ids``.
+    """Return the tokens after each prompt, up to and with one of its ``stop_ids``.
 
     Collective over a model replica, whose ranks bring the same prompts; replicas may bring different
-    ones, or none. ``go_on`` is told before each pass whether this replica has rows to continue, and
-    must answer alike on all ranks of all replicas.
+    ones, or none. No row gets longer than the model has positions.
+
+    Args:
+        chunks: this rank's part of the model.
+        requests: what is asked for.
+        go_on: told before each pass whether this replica has rows to continue; it must answer alike on
+            all ranks of all replicas.
+        sampling: how tokens are chosen.
+        slots: rows that are continued together.
     """
     for chunk in chunks:
         chunk.eval()
     longest = chunks[0].max_sequence_length
-    rows = [
-        _Row(list(prompt), len(prompt), stops, min(longest, len(prompt) + max_new_tokens))
-        for prompt, stops in zip(prompts, stop_ids, strict=True)
-    ]
-    engine = _Engine(chunks, [row for row in rows if not row.is_done], slots)
+    rows = [_Row.of(request, longest) for request in requests]
+    engine = _Engine(chunks, [row for row in rows if not row.is_done], slots, sampling)
     while go_on(engine.is_busy):
         if engine.is_busy:
             engine.advance()
@@ -178,13 +212,15 @@ def _parts(rows: Sequence[tuple[int, _Row]], chunks: int) -> list[Sequence[tuple
     return [filled[start : start + each] for start in range(0, len(filled), each)]
 
 
-def _forward_step(iterator: Iterator[_Pack], model: nn.Module) -> tuple[Tensor, Any]:
-    output = forward_last_logits(model, next(iterator))
-    return output, partial(_likeliest, vocab_size=model.real_vocab_size)
+def _forward_step(
+    iterator: Iterator[_Pack], model: nn.Module, *, sampling: Sampling
+) -> tuple[Tensor, Any]:
+    pack = next(iterator)
 
+    def chosen(logits: Tensor, *, non_loss_data: bool = True) -> Tensor:
+        assert non_loss_data, "the schedule collects tokens, not losses"
+        # [rows, 1, v/tp]; columns that only pad the vocabulary are no tokens.
+        whole = gather_from_tensor_model_parallel_region(logits[:, 0].contiguous())
+        return choose(whole[:, : model.real_vocab_size].float(), pack.draws, sampling)
 
-def _likeliest(logits: Tensor, *, vocab_size: Any, non_loss_data: bool = True) -> Tensor:
-    """Return the likeliest token of each row from logits [rows, 1, v/tp]; padding is no token."""
-    assert non_loss_data, "the schedule collects tokens, not losses"
-    whole = gather_from_tensor_model_parallel_region(logits[:, 0].contiguous())
-    return whole[:, :vocab_size].float().argmax(-1)
+    return forward_last_logits(model, pack), chosen

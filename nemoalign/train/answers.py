@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core import parallel_state
 
-from nemoalign.model.generate import generate_greedy
+from nemoalign.model.generate import Request, generate
 from nemoalign.train.stopping import Asked
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ class FixedPrompts:
             asked = asked.joined(now)
             return writing > 0 and not asked.stop
 
-        answers = generate_greedy(
+        answers = generate(
             learner.modules,
-            [self.prompts[i].ids for i in share],
-            max_new_tokens=self.max_new_tokens,
-            stop_ids=[self.prompts[i].stop_ids for i in share],
+            [
+                Request(self.prompts[i].ids, self.prompts[i].stop_ids, self.max_new_tokens, i)
+                for i in share
+            ],
             go_on=go_on,
         )
         if asked.stop:

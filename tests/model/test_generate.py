@@ -8,8 +8,9 @@ import torch
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.model.build import ModelSettings, build_model
-from nemoalign.model.generate import generate_greedy
+from nemoalign.model.generate import Request, generate
 from nemoalign.model.load import load_weights
+from nemoalign.model.sampling import Sampling
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from tests.families.test_gemma2 import save_gemma2
@@ -53,13 +54,12 @@ def generated(layout: ParallelLayout, job: Job) -> list[list[int]]:
             calls.append(1)
             return told.item() > 0 and len(calls) - 1 != job.tokens_wanted
 
-        return generate_greedy(
-            chunks,
-            PROMPTS[dp :: layout.dp] if layout.dp == 1 else PROMPTS[:1] * (dp == 1),
-            max_new_tokens=job.max_new_tokens,
-            stop_ids=[job.stop_ids] * (len(PROMPTS) if layout.dp == 1 else dp == 1),
-            go_on=go_on,
-        )
+        mine = PROMPTS[dp :: layout.dp] if layout.dp == 1 else PROMPTS[:1] * (dp == 1)
+        return generate(chunks, requests(mine, job.max_new_tokens, job.stop_ids), go_on=go_on)
+
+
+def requests(prompts, count=NEW, stop_ids=()) -> list[Request]:
+    return [Request(prompt, stop_ids, count, number) for number, prompt in enumerate(prompts)]
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,7 @@ def alone(arch, arrays, prompts, count=NEW, vocab=tiny.VOCAB, **options) -> list
     with start(one, seed=1):
         chunks = build_model(arch, vocab, one, precision="fp32", settings=ModelSettings())
         load_weights(chunks, tiny.Store(arrays), arch, one, vocab)
-        return generate_greedy(
-            chunks, prompts, max_new_tokens=count, stop_ids=[()] * len(prompts),
-            go_on=lambda busy: busy, **options,
-        )  # fmt: skip
+        return generate(chunks, requests(prompts, count), go_on=lambda busy: busy, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,11 +136,26 @@ def test_windows_and_capped_scores_hold_in_a_cache_that_grows(tmp_path) -> None:
     model = save_gemma2(tmp_path / "hf")
     prompts = [[3, 9, 20, 4], list(range(5, 25))]
     with start(ParallelLayout(1), seed=1):
-        found = generate_greedy(
-            [loaded(tmp_path / "hf")],
-            prompts,
-            max_new_tokens=40,
-            stop_ids=[(), ()],
-            go_on=lambda busy: busy,
-        )
+        asked = requests(prompts, 40)
+        found = generate([loaded(tmp_path / "hf")], asked, go_on=lambda busy: busy)
     assert found == [theirs(model, prompt, 40) for prompt in prompts]
+
+
+@pytest.mark.dist
+def test_draws_are_the_same_alone_together_and_in_every_layout(job, two_ranks) -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.95, seed=3)
+    expected = alone(job.arch, job.arrays, PROMPTS, sampling=sampling)
+    assert alone(job.arch, job.arrays, PROMPTS, sampling=sampling, slots=1) == expected
+    assert alone(job.arch, job.arrays, PROMPTS) != expected
+    for layout in (ParallelLayout(2, tp=2), ParallelLayout(2, pp=2)):
+        for found in two_ranks.run(drawn, layout, job, sampling):
+            assert found == expected
+
+
+def drawn(layout: ParallelLayout, job: Job, sampling: Sampling) -> list[list[int]]:
+    with start(layout, seed=1):
+        chunks = build_model(
+            job.arch, tiny.VOCAB, layout, precision="fp32", settings=ModelSettings()
+        )
+        load_weights(chunks, tiny.Store(job.arrays), job.arch, layout, tiny.VOCAB)
+        return generate(chunks, requests(PROMPTS), go_on=lambda busy: busy, sampling=sampling)
