@@ -77,10 +77,14 @@ class Kto(Preference):
         for row, (mine, other) in enumerate(zip(policy, mismatched, strict=bool(policy))):
             theirs, real = (other.fields[name].to(zero.device) for name in (REFERENCE, WEIGHT))
             sums[row] = torch.stack([((mine - theirs) * real).sum(), real.sum()])
+        group = parallel_state.get_data_parallel_group()
         if self.config.kl_estimate == "micro_batch":
-            return [kl_estimate(*row) for row in sums]
+            # As NeMo-Aligner: every rank clamps its own mean, and these are averaged.
+            points = torch.stack([kl_estimate(*row) for row in sums])
+            torch.distributed.all_reduce(points, group=group)
+            return list(points / torch.distributed.get_world_size(group))
         total = sums.sum(0)
-        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        torch.distributed.all_reduce(total, group=group)
         return [kl_estimate(*total)] * len(batches)
 
     def check_start(self, metrics: Mapping[str, float]) -> str | None:

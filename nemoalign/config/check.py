@@ -8,7 +8,7 @@ from typing import Any
 
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.data import DataConfig
-from nemoalign.config.schema import COSINE, RunConfig, Schedule
+from nemoalign.config.schema import COSINE, ModelConfig, RunConfig, Schedule
 from nemoalign.errors import ConfigError
 
 LEARNED = "learned_absolute"
@@ -67,6 +67,16 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
         raise ConfigError(
             "exp_manager.create_wandb_logger is on, but nothing names the project. "
             "Type: --wandb PROJECT"
+        )
+    yield from _without_effect(model)
+
+
+def _without_effect(model: ModelConfig) -> Iterator[str]:
+    packed = model.data.train_ds.packed_sequence
+    if packed and getattr(model.algorithm, "kl_estimate", None) == "micro_batch":
+        yield (
+            "model.kto.kl_estimate is micro_batch, and a pack holds as many rows as fit, not --mbs. "
+            "Add --no-packing for NeMo-Aligner's micro-batches."
         )
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield "--sequence-parallel has no effect with --tp 1."

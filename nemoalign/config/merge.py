@@ -78,7 +78,7 @@ def merge_run(  # noqa: PLR0913 - one argument for each layer
     base = merge.read_checkpoint(upper, checkpoint)
     merged = merge.finish(upper, base)
     if preset is not None:
-        merged.notes.append(f"--preset {preset}: {NOTES[preset]}")
+        merged.notes.append(f"--preset {preset}: {NOTES[preset][algorithm]}")
     if first:
         merged.notes.append(f"{FIRST_CONFIG} in this directory is read as the first --config.")
     return merged
@@ -95,7 +95,7 @@ class _Merge:
             key: Given(escaped(plain(entry.default)), DEFAULT)
             for key, entry in self.entries.items()
         }
-        values: Mapping[str, Any] = {} if preset is None else PRESETS[preset].get(row.name, {})
+        values: Mapping[str, Any] = {} if preset is None else PRESETS[preset][row.name]
         self.preset: Mapping[str, Given] = {
             key: Given(plain(v), f"--preset {preset}") for key, v in values.items()
         }

@@ -8,26 +8,61 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nemoalign.config.values import Every
+
 NEMO_ALIGNER, TRL = "nemo-aligner", "trl"
 
-_NEMO_SFT: Mapping[str, Any] = {
-    "model.optim.lr": 3e-5,
-    "model.optim.weight_decay": 0.01,
+_NEMO_OPTIM: Mapping[str, Any] = {
     "model.optim.betas": (0.9, 0.98),
     "model.optim.sched.name": "CosineAnnealing",
     "model.optim.sched.warmup_steps": 10,
     "model.optim.sched.constant_steps": 1000,
     "model.optim.sched.min_lr": 9e-7,
-    "model.global_batch_size": 128,
     "model.micro_batch_size": 1,
     "model.softmax_over_padding": True,
+}
+_NEMO_SFT: Mapping[str, Any] = {
+    **_NEMO_OPTIM,
+    "model.optim.lr": 3e-5,
+    "model.optim.weight_decay": 0.01,
+    "model.global_batch_size": 128,
     "model.sft.loss_average": "micro_batches",
     "exp_manager.checkpoint_callback_params.save_top_k": 5,
 }
 """``gpt_sft.yaml`` of NeMo-Aligner 0.8, and NeMo's ``loss_func``."""
 
-_TRL_SFT: Mapping[str, Any] = {
-    "model.optim.lr": 2e-5,
+_NEMO_JUDGED: Mapping[str, Any] = {
+    **_NEMO_OPTIM,
+    "model.optim.lr": 9e-6,
+    "model.optim.weight_decay": 0.1,
+    "model.global_batch_size": 64,
+    "model.data.train_ds.add_eos": False,
+    "model.data.train_ds.overlong": "drop",
+    "exp_manager.checkpoint_callback_params.save_top_k": 3,
+}
+_NEMO_DPO: Mapping[str, Any] = {
+    **_NEMO_JUDGED,
+    "model.dpo.ref_policy_kl_penalty": 0.2,
+    "model.dpo.preference_average_log_probs": False,
+    "model.dpo.sft_average_log_probs": False,
+    "trainer.dpo.val_check_interval": Every(0.1, epochs=True),
+    "trainer.dpo.save_interval": Every(100),
+}
+"""``gpt_dpo.yaml``: ipo compares summed log-probs, and nothing ends an answer."""
+_NEMO_KTO: Mapping[str, Any] = {
+    **_NEMO_JUDGED,
+    "model.kto.ref_policy_kl_penalty": 0.2,
+    "model.kto.kl_estimate": "micro_batch",
+    # A pack is no micro-batch of so many rows, and the KL is one's mean.
+    "model.data.train_ds.packed_sequence": False,
+    "trainer.kto.val_check_interval": Every(0.1, epochs=True),
+    "trainer.kto.save_interval": Every(100),
+}
+"""``gpt_kto.yaml``, and the KL of ``megatron_gpt_kto_model.py``."""
+_NEMO_RM: Mapping[str, Any] = {**_NEMO_JUDGED, "model.micro_batch_size": 2}
+"""``training_rm.yaml``."""
+
+_TRL: Mapping[str, Any] = {
     "model.optim.weight_decay": 0.0,
     "model.optim.betas": (0.9, 0.999),
     "model.optim.sched.name": "linear",
@@ -38,20 +73,57 @@ _TRL_SFT: Mapping[str, Any] = {
     "model.seed": 42,
     "model.data.train_ds.max_seq_length": 1024,
     "model.data.train_ds.packed_sequence": False,
-    "trainer.sft.max_epochs": 3,
 }
+_TRL_SFT: Mapping[str, Any] = {**_TRL, "model.optim.lr": 2e-5, "trainer.sft.max_epochs": 3}
 """``SFTConfig`` of TRL 1.16. Its mean over the tokens of the global batch is ours."""
+_TRL_JUDGED: Mapping[str, Any] = {
+    **_TRL,
+    # TRL counts the last id too, which is only predicted.
+    "model.data.train_ds.max_seq_length": 1023,
+}
+_TRL_DPO: Mapping[str, Any] = {
+    **_TRL_JUDGED,
+    "model.optim.lr": 1e-6,
+    "model.dpo.ref_policy_kl_penalty": 0.1,
+    "trainer.dpo.max_epochs": 3,
+}
+"""``DPOConfig``."""
+_TRL_KTO: Mapping[str, Any] = {
+    **_TRL_JUDGED,
+    "model.optim.lr": 1e-6,
+    "model.kto.ref_policy_kl_penalty": 0.1,
+    "model.kto.mismatched_answer": "previous",
+    "trainer.kto.max_epochs": 3,
+}
+"""``KTOConfig``; a mismatched row takes the answer before its own."""
+_TRL_RM: Mapping[str, Any] = {**_TRL, "model.optim.lr": 1e-4, "trainer.rm.max_epochs": 3}
+"""``RewardConfig``."""
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    NEMO_ALIGNER: {"sft": _NEMO_SFT},
-    TRL: {"sft": _TRL_SFT},
+    NEMO_ALIGNER: {"sft": _NEMO_SFT, "dpo": _NEMO_DPO, "kto": _NEMO_KTO, "rm": _NEMO_RM},
+    TRL: {"sft": _TRL_SFT, "dpo": _TRL_DPO, "kto": _TRL_KTO, "rm": _TRL_RM},
 }
 """Name -> algorithm -> values by dotted key."""
 
-NOTES: Mapping[str, str] = {
-    NEMO_ALIGNER: "losses are averaged per micro-batch, over a softmax that counts padding columns, "
-    "so they depend on --mbs, data-parallel size and --tp.",
-    TRL: "rows keep their order, where TRL draws its own (--shuffle draws ours); of messages TRL trains "
-    "every token, which is --mask none.",
+_NEMO_PAIRS = (
+    "the softmax counts padding columns, so losses depend on --tp; no end token follows an answer; "
+    "rows that are too long are dropped (NeMo-Aligner keeps them as constants in its mean)."
+)
+_TRL_ORDER = "rows keep their order, where TRL draws its own (--shuffle draws ours)."
+NOTES: Mapping[str, Mapping[str, str]] = {
+    NEMO_ALIGNER: {
+        "sft": "losses are averaged per micro-batch, over a softmax that counts padding columns, "
+        "so they depend on --mbs, data-parallel size and --tp.",
+        "dpo": _NEMO_PAIRS,
+        "kto": f"the KL is a micro-batch's, so it depends on --mbs and data-parallel size; {_NEMO_PAIRS} "
+        "A mismatched row passes over answers to its own prompt, which NeMo-Aligner does not.",
+        "rm": "rows that are too long are dropped; the head stays fp32, where NeMo-Aligner's is bf16.",
+    },
+    TRL: {
+        "sft": f"{_TRL_ORDER.removesuffix('.')}; of messages TRL trains every token, which is --mask none.",
+        "dpo": _TRL_ORDER,
+        "kto": f"{_TRL_ORDER} A mismatched row passes over answers to its own prompt, which TRL does not.",
+        "rm": _TRL_ORDER,
+    },
 }
 """What is worth knowing about each, after its name."""

@@ -27,7 +27,8 @@ class Part:
         Neighbours stay together: the two answers of a pair in two lines, or to one question.
         """
         twos = -(-count // 2)
-        order = np.random.default_rng(self.seed).permutation(twos)
+        # RandomState's stream is frozen for ever, Generator's is not.
+        order = np.random.RandomState(self.seed % 2**32).permutation(twos)
         mine = np.sort(order[round(self.start * twos) : round(self.end * twos)])
         rows = (mine[:, None] * 2 + np.arange(2)).ravel()
         return rows[rows < count]

@@ -81,8 +81,8 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
             global_batch_size=config.model.global_batch_size,
             seed=config.model.seed,
             shuffle=config.model.data.train_ds.shuffle,
-            # A mean per micro-batch depends on which rows share one: then they stay in their order.
-            lengths=train.lengths if _averages_tokens(config) else None,
+            # Where it does make a difference, as for a mean per micro-batch, rows stay in their order.
+            lengths=train.lengths if _may_sort(config) else None,
         )
     return Inputs(
         train, validation, test, sampler, _limits(config, sampler), _prompts(config, tokenizer)
@@ -115,7 +115,7 @@ def measuring_feed(
         global_batch_size=config.model.global_batch_size,
         shuffle=False,
         drop_last=False,
-        lengths=rows.lengths if _averages_tokens(config) else None,
+        lengths=rows.lengths if _may_sort(config) else None,
     )
     return Feed(rows, order, **_share(rows, config, layout, dp_rank, eos_id))
 
@@ -157,8 +157,11 @@ def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) ->
     ]
 
 
-def _averages_tokens(config: RunConfig) -> bool:
-    return getattr(config.model.algorithm, "loss_average", "tokens") == "tokens"
+def _may_sort(config: RunConfig) -> bool:
+    """True when it makes no difference which rows of a global batch share a micro-batch."""
+    own = config.model.algorithm
+    averages_micro_batches = getattr(own, "loss_average", None) == "micro_batches"
+    return not averages_micro_batches and getattr(own, "kl_estimate", None) != "micro_batch"
 
 
 def _pack_capacity(rows: SftDataset, config: RunConfig) -> int | None:

@@ -5,21 +5,40 @@ import pytest
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.merge import merge_run
 from nemoalign.config.presets import NOTES, PRESETS
+from nemoalign.config.values import Every
 
 
-def merged(preset, **options):
-    return merge_run("sft", environ={}, preset=preset, **options)
+def merged(preset, algorithm="sft", **options):
+    return merge_run(algorithm, environ={}, preset=preset, **options)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_value_is_taken_and_says_where_it_came_from(name):
-    found = merged(name)
-    entries = ALGORITHMS["sft"].entries()
-    assert found.notes == [f"--preset {name}: {NOTES[name]}"]
-    for key, value in PRESETS[name]["sft"].items():
+def test_every_value_is_taken_and_says_where_it_came_from(name, algorithm):
+    found = merged(name, algorithm)
+    entries = ALGORITHMS[algorithm].entries()
+    assert found.notes == [f"--preset {name}: {NOTES[name][algorithm]}"]
+    for key, value in PRESETS[name][algorithm].items():
         assert found.sources[key] in (f"--preset {name}", "default (--seq-len is shorter)")
         assert entries[key].read(value) == value
-    assert found.config.model.optim.betas == PRESETS[name]["sft"]["model.optim.betas"]
+    assert found.config.model.optim.betas == PRESETS[name][algorithm]["model.optim.betas"]
+
+
+def test_peers_losses_of_pairs_and_labels():
+    nemo, trl = (merged(name, "dpo", sets=["model.dpo.preference_loss=ipo"]) for name in PRESETS)
+    assert [one.config.model.algorithm.losses[0][0] for one in (nemo, trl)] == ["ipo_sum", "ipo"]
+    assert nemo.config.trainer.loop.val_check_interval == Every(0.1, epochs=True)
+    nemo, trl = (merged(name, "kto").config.model.algorithm for name in PRESETS)
+    assert (nemo.ref_policy_kl_penalty, nemo.kl_estimate, nemo.mismatched_answer) == (
+        0.2,
+        "micro_batch",
+        "next",
+    )
+    assert (trl.ref_policy_kl_penalty, trl.kl_estimate, trl.mismatched_answer) == (
+        0.1,
+        "global_batch",
+        "previous",
+    )
 
 
 def test_a_person_and_a_checkpoint_win_over_it():
