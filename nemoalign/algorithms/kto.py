@@ -82,7 +82,7 @@ class Kto(Preference):
             # As NeMo-Aligner: every rank clamps its own mean, and these are averaged.
             points = torch.stack([kl_estimate(*row) for row in sums])
             torch.distributed.all_reduce(points, group=group)
-            return list(points / torch.distributed.get_world_size(group))
+            return list(points / parallel_state.get_data_parallel_world_size())
         total = sums.sum(0)
         torch.distributed.all_reduce(total, group=group)
         return [kl_estimate(*total)] * len(batches)
