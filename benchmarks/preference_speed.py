@@ -10,6 +10,7 @@ column: start, loading, rows, and with a cache (or TRL's precompute_ref_log_prob
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--mbs", type=int, help="rows in one forward (2 pairs, 4 answers)")
     made.add_argument(
         "--lines",
-        default="plain,packed,trl,trl-precomputed",
+        default="plain,packed,cached,trl,trl-precomputed",
         help=f"what is measured: {', '.join([*OURS, *TRL])}, and those of --line",
     )
     made.add_argument(
@@ -112,8 +113,15 @@ def ours(
         "losses": [line["loss"] for line in trained.steps],
         "all_tokens": trained.tokens,
         "before_seconds": trained.finished.seconds - sum(seconds),
+        "reference_seconds": reference_seconds(trained.finished.stderr),
         **costs(trained.finished),
     }
+
+
+def reference_seconds(talk: str) -> float:
+    """Return how long nemoalign says that it computed the reference's log-probs before training."""
+    found = re.search(r"answers computed in ([\d.]+) s", talk)
+    return float(found[1]) if found else 0.0
 
 
 def theirs(

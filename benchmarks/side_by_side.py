@@ -30,6 +30,7 @@ class Finished:
     """A command that ended well: what it printed and what it took, its children included."""
 
     stdout: str
+    stderr: str
     seconds: float
     cpu_seconds: float
     peak_rss_bytes: int
@@ -48,11 +49,10 @@ def run(command: Sequence[object], **environment: str) -> Finished:
         process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
         stderr.seek(0)
+        talk = stderr.read()
         if process.returncode:
-            sys.exit(
-                f"{shlex.join(words)} ended with {process.returncode}:\n{stderr.read()[-4000:]}"
-            )
-        return Finished(stdout.read(), seconds, cpu_time(usage), usage.ru_maxrss * 1024)
+            sys.exit(f"{shlex.join(words)} ended with {process.returncode}:\n{talk[-4000:]}")
+        return Finished(stdout.read(), talk, seconds, cpu_time(usage), usage.ru_maxrss * 1024)
 
 
 def cpu_time(usage: resource.struct_rusage) -> float:

@@ -66,10 +66,13 @@ def train(options: argparse.Namespace, algorithm: str, *arguments: object) -> Tr
     if not archive.exists():
         WORK.mkdir(parents=True, exist_ok=True)
         run([*nemoalign(), "convert", options.model, "-o", archive])
-    shutil.rmtree(out, ignore_errors=True)
+    index = WORK / "index"  # of its own, so that nothing is known from an earlier run
+    for made in (out, index):
+        shutil.rmtree(made, ignore_errors=True)
     command = [*nemoalign(), algorithm, "--ckpt", archive, "-o", out]
     command += ["--precision", options.precision, "--devices", 1, "--lr", options.lr]
     command += ["--schedule", "constant", "--warmup", 0, *arguments]
+    command += ["-s", f"model.data.train_ds.index_mapping_dir={index}"]
     if options.lora:
         command += ["--lora", options.lora, "--lora-targets", "all"]
     finished = run(command, **environment(options))

@@ -19,11 +19,11 @@ from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, of_do
 from nemoalign.algorithms.pair_losses import (
     PAIR_LOSSES,
     RANKED,
-    WITHOUT_REFERENCE,
 )
 from nemoalign.algorithms.pairs import PairOptions, Pairs
 from nemoalign.algorithms.preference import REFERENCE, WEIGHT, Preference, with_field
 from nemoalign.algorithms.ranks import AT_RANK, at_ranks
+from nemoalign.config.preference import WITHOUT_REFERENCE
 from nemoalign.model.forward import forward_concentrations, forward_logprobs
 from nemoalign.train.algorithm import LossOutput
 from nemoalign.train.metrics import Mean

@@ -215,6 +215,5 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
 }
 """By the names of ``config.preference``."""
 
-WITHOUT_REFERENCE = ("simpo", "orpo", "cpo", "sft")
 RANKED = ("aot", "aot_unpaired")
 """Losses whose terms couple pairs of the global batch."""

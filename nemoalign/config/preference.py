@@ -18,6 +18,8 @@ PAIR_LOSSES = (
     "sigmoid_norm", "simpo", "orpo", "cpo", "ipo_sum", "sft",
 )  # fmt: skip
 """NeMo-Aligner's and TRL's names; ``ipo_sum`` is NeMo-Aligner's ipo of log-probs that are summed."""
+WITHOUT_REFERENCE = ("simpo", "orpo", "cpo", "sft")
+"""Losses that look at the policy alone."""
 WITH_DIVERGENCE = (
     "dpo", "ipo", "ipo_sum", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl", "hinge", "robust", "exo_pair",
     "discopop", "sigmoid_norm",
@@ -121,6 +123,12 @@ class DpoSettings(PreferenceSettings):
                 "model.dpo.use_weighting weighs pairs, and the aot losses have none: they compare ranks. "
                 "Leave one of the two out."
             )
+        for flag, given in (("--ref", self.reference_path), ("--ref-cache", self.reference_cache)):
+            if given and all(name in WITHOUT_REFERENCE for name in names):
+                raise ConfigError(
+                    f"{flag} has no effect: --loss {self.preference_loss} looks at the policy alone and has "
+                    "no reference. Leave one of the two out."
+                )
         fixed = [name for name in names if name not in WITH_DIVERGENCE]
         if fixed and self.f_divergence != "reverse_kl":
             raise ConfigError(
@@ -185,6 +193,8 @@ def parse_losses(text: str) -> list[tuple[str, float]]:
             raise ConfigError(
                 f"--loss {part} has a weight that is no number. Write {name}:0.5"
             ) from error
-        if not math.isfinite(found[-1][1]):
-            raise ConfigError(f"--loss {part} has a weight without bound. Write {name}:0.5")
+        if not (math.isfinite(found[-1][1]) and found[-1][1] >= 0):
+            raise ConfigError(
+                f"--loss {part} has a weight below 0 or without bound. Write {name}:0.5"
+            )
     return found

@@ -108,6 +108,11 @@ class SftDataset:
         file, row = self._at(index)
         return [file.encoded_anew(row)]
 
+    def what(self, index: int, place: int) -> str:
+        """Return what a text of one row is, where that is not plain."""
+        del index, place
+        return ""
+
     def of_batch(self, batch: Sequence[int] | np.ndarray) -> Callable[[int], object]:
         """Return how to read the rows of one global batch; some rows depend on their neighbours."""
         del batch

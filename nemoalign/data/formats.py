@@ -18,6 +18,7 @@ from nemoalign.data.conversations import (
     nemo_chat_row,
     sharegpt_row,
 )
+from nemoalign.data.preferences import pair_reader
 from nemoalign.data.rows import PromptRow, Record, Row, answer_of, listed, text_of
 from nemoalign.data.templates import DEFAULT_TEMPLATE, PromptTemplate
 from nemoalign.data.tokenized import is_tokenized, token_row
@@ -128,6 +129,11 @@ def choose_schema_of(record: Record, template: PromptTemplate, wanted: str = "au
     for schema in table:
         if schema.matches(record):
             return schema
+    if pair_reader(record) is not None:
+        raise DataError(
+            f"has {listed(record)}, which is a preference pair, no prompt with its answer. "
+            "Pairs are for nemoalign dpo, kto and rm."
+        )
     raise DataError(
         f"has {listed(record)}, which is no known form of a row. Known are "
         f'"messages", "conversations", "instruction" and "output", "input_ids", or '

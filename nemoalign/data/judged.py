@@ -26,6 +26,7 @@ from nemoalign.data.templates import Encoded, cut_left, cut_right
 from nemoalign.errors import DataError
 
 DIALOGUE = "dialogue"
+KTO = " Single answers with a label are for nemoalign kto."
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class PairDataset(JudgedDataset):
     answers = 2
     names = ("reward",)
 
+    def what(self, index: int, place: int) -> str:
+        """Return which answer of a pair it is."""
+        del index
+        return ("chosen", "rejected")[place]
+
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
         file = self._rows_of(path)
         reader = pair_reader(file.record(0))
@@ -148,6 +154,7 @@ class PairDataset(JudgedDataset):
                 f"{file.where(0)} has {listed(file.record(0))}, which is no preference pair. Known are "
                 '"prompt", "chosen" and "rejected", "chosen_response" and "rejected_response", two whole '
                 "conversations, and others that the README lists."
+                f"{KTO if has_label(file.record(0)) else ''}"
             )
 
         def read(record: Record) -> Sequence[tuple[Dialogue, Mapping[str, float]]]:
@@ -174,6 +181,10 @@ class LabelDataset(JudgedDataset):
     """Single answers that are wanted or not; a file of pairs gives two of each pair."""
 
     names = ("is_desirable",)
+
+    def what(self, index: int, place: int) -> str:
+        """Return whether an answer is wanted."""
+        return "desirable" if self.sample(index).fields["is_desirable"][place] else "undesirable"
 
     def _open(self, path: Path) -> tuple[RowFile, Schema]:
         file = self._rows_of(path)

@@ -21,10 +21,10 @@ def preview(
     """Yield the first ``count`` samples: where each comes from with its sizes, and its text in parts."""
     for number in range(min(count, len(rows))):
         texts = rows.encoded_anew(number)
-        for place, encoded in enumerate(texts, 1):
-            which = f", answer {place}" if len(texts) > 1 else ""
+        for place, encoded in enumerate(texts):
+            what = rows.what(number, place)
             title = (
-                f"{rows.place(number)}{which}: {len(encoded.ids) - 1} tokens, "
+                f"{rows.place(number)}{what and ', '}{what}: {len(encoded.ids) - 1} tokens, "
                 f"{int(encoded.loss_mask[1:].sum())} trained"
             )
             cut = sum(len(ids) for _, ids in encoded.removed)

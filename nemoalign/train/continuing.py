@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.checkpoint_yaml import load_checkpoint_config
 from nemoalign.errors import ConflictError
 
@@ -41,13 +42,22 @@ def check_continues(directory: Path, config_yaml: str, algorithm: str) -> None:
     """Refuse to continue a run whose ``config.yaml`` is not ``config_yaml``, layout and limits aside.
 
     Raises:
-        ConflictError: naming every differing key with both values and the two ways out.
+        ConflictError: of another algorithm's run, or naming every differing key with both values and the two ways out.
     """
     written = directory / "config.yaml"
     if not written.exists():
         return
     before = _flat(load_checkpoint_config(written.read_text(encoding="utf-8"), str(written)))
     now = _flat(load_checkpoint_config(config_yaml, "this run's settings"))
+    was = next(
+        (name for name in ALGORITHMS if any(key.startswith(f"trainer.{name}.") for key in before)),
+        algorithm,
+    )
+    if was != algorithm:
+        raise ConflictError(
+            f"{directory} holds a run of {was}, and this is {algorithm}. Give another directory with -o, or "
+            "replace that run with --overwrite."
+        )
     free = FREE + tuple(f"trainer.{algorithm}.{name}" for name in FREE_LIMITS)
     differing = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"

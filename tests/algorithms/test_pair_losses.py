@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from nemoalign.algorithms.pair_losses import (
     PAIR_LOSSES,
     RANKED,
-    WITHOUT_REFERENCE,
 )
 from nemoalign.algorithms.pairs import PairOptions, Pairs
 from nemoalign.algorithms.ranks import ranked_partners
@@ -127,7 +126,7 @@ def test_a_pairs_loss_depends_on_no_other_pair_and_is_finite(name, values) -> No
 def test_references_count_only_where_a_loss_has_one(values) -> None:
     pairs, options = made(values), PairOptions()
     moved = replace(pairs, chosen_reference=pairs.chosen_reference - 1)
-    for name in WITHOUT_REFERENCE:
+    for name in preference.WITHOUT_REFERENCE:
         loss = PAIR_LOSSES[name]
         torch.testing.assert_close(loss(pairs, options), loss(moved, options))
     assert not torch.equal(PAIR_LOSSES["dpo"](pairs, options), PAIR_LOSSES["dpo"](moved, options))

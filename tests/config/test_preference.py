@@ -36,6 +36,9 @@ def test_losses_are_names_with_weights() -> None:
         (["preference_loss=dpo:nan"], r"Write dpo:0\.5"),
         (["preference_loss=exo_pair"], r"Use --label-smoothing 1e-3, as TRL does"),
         (["preference_loss='dpo,apo_zero'", "f_divergence=forward_kl"], r"--loss apo_zero cannot take"),
+        (["preference_loss='dpo,hinge:-1'"], r"weight below 0.*Write hinge:0\.5"),
+        (["preference_loss=simpo", "reference_path=m.nemo"], r"--ref has no effect: --loss simpo"),
+        (["preference_loss='orpo,sft'", "reference_cache=true"], r"--ref-cache has no effect"),
         (["preference_loss_weight=0"], r"both 0.* Set one of them to 1"),
     ],
 )  # fmt: skip

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from nemoalign.data.collate import collate, collate_judged, collate_pack
+from nemoalign.data.dataset import SftDataset
 from nemoalign.data.encoded import Storage
 from nemoalign.data.encoder import JudgedRules, SftSettings
 from nemoalign.data.judged import LabelDataset, PairDataset
+from nemoalign.data.preview import preview
 from nemoalign.data.sampler import MISSING_ROW
 from nemoalign.errors import DataError
 from tests.data.tiny import CharTokenizer
@@ -53,6 +55,29 @@ def test_a_pair_is_its_two_answers_and_their_rewards(tmp_path) -> None:
     assert pairs.place(1).endswith("line 2")
     assert "3 rows (pairs), 1 cut to 24 tokens, 1 dropped (no" in pairs.report().lines()[0]
     assert len(pairs.encoded_anew(0)) == 2
+
+
+def test_a_preview_says_which_answer_it_shows(tmp_path) -> None:
+    pairs = rows(PairDataset, tmp_path, PAIRS[:1])
+    titles = [title for title, _ in preview(pairs, pairs.tokenizer, 1)]
+    assert [title.partition(":")[0] for title in titles] == [
+        "rows.jsonl line 1, chosen",
+        "rows.jsonl line 1, rejected",
+    ]
+    for source, said in (
+        (LABELS, ["desirable", "undesirable", "desirable"]),
+        (PAIRS[:1], ["desirable", "undesirable"]),
+    ):
+        labels = rows(LabelDataset, tmp_path, source)
+        titles = [title for title, _ in preview(labels, labels.tokenizer, 3)]
+        assert [title.partition(", ")[2].partition(":")[0] for title in titles] == said
+
+
+def test_rows_of_another_command_are_told_which(tmp_path) -> None:
+    with pytest.raises(DataError, match="with a label are for nemoalign kto"):
+        rows(PairDataset, tmp_path, LABELS)
+    with pytest.raises(DataError, match=r"a preference pair.* for nemoalign dpo"):
+        rows(SftDataset, tmp_path, PAIRS)
 
 
 @pytest.mark.parametrize("join", [collate, collate_pack], ids=["below", "packed"])

@@ -48,3 +48,11 @@ def test_another_learning_rate_is_refused_with_both_values_and_both_ways_out(tmp
     assert f"--config {tmp_path / 'config.yaml'}" in message
     assert "--overwrite" in message
     assert "betas" not in message
+
+
+def test_the_run_of_another_algorithm_is_named_as_such(tmp_path) -> None:
+    _started(tmp_path)
+    changed = {**TREE, "trainer": {"kto": {"max_steps": 10}, "devices": None}}
+    with pytest.raises(ConflictError, match="holds a run of sft, and this is kto") as caught:
+        check_continues(tmp_path, yaml.safe_dump(changed), "kto")
+    assert " was " not in str(caught.value)
