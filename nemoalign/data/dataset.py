@@ -148,6 +148,16 @@ class SftDataset:
         """True when a file holds rows that the prompt template writes."""
         return any(file.schema.name.startswith("prompt-") for file in self.files)
 
+    @property
+    def sources(self) -> list[tuple[str, int]]:
+        """Names of the files as metrics have them, and the number of the row after each one's last."""
+        ends = np.cumsum(np.bincount(self._file_numbers, minlength=len(self.files)))
+        found: dict[str, int] = {}
+        for file, end in zip(self.files, ends, strict=True):
+            stem = Path(file.file.path.name.removesuffix(".gz")).stem
+            found[stem if stem not in found else f"{stem}-{len(found) + 1}"] = int(end)
+        return list(found.items())
+
     def length(self, index: int) -> int:
         """Return the number of tokens a row feeds to the model."""
         file, row = self._at(index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class GlobalSampler:
     shuffle: bool = True
     drop_last: bool = True
     lengths: Sequence[int] | np.ndarray | None = None
+    borders: Sequence[int] = ()
+    """Rows that ``once`` begins another global batch at."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,9 +66,10 @@ class GlobalSampler:
         return self._order(epoch)[start:end]
 
     def once(self) -> Iterator[np.ndarray]:
-        """Yield all rows exactly once, in file order, in global batches; the last may be short."""
-        for start in range(0, self.total_samples, self.global_batch_size):
-            yield np.arange(start, min(start + self.global_batch_size, self.total_samples))
+        """Yield all rows exactly once, in file order, in global batches; those before a border may be short."""
+        for first, end in pairwise((0, *self.borders, self.total_samples)):
+            for start in range(first, end, self.global_batch_size):
+                yield np.arange(start, min(start + self.global_batch_size, end))
 
     def rank_slice(
         self, batch: Sequence[int] | np.ndarray, dp_rank: int, dp_size: int, micro_batch_size: int

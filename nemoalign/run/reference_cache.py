@@ -102,7 +102,7 @@ class CacheWork:
         limits = self.made.inputs.limits
         measured = [feed for feed in (self.feeds.validation, self.feeds.test) if feed is not None]
         learned = max(0, limits.max_steps - self._first_step) if self.feeds.train else 0
-        return learned + sum(-(-len(f.rows) // limits.global_batch_size) for f in measured)
+        return learned + sum(sum(1 for _ in feed.sampler.once()) for feed in measured)
 
     def _stop_if_asked(self, work: ReferencePass) -> None:
         """End on every rank where one was asked to stop or could not write. Collective."""

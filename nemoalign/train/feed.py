@@ -51,6 +51,12 @@ class Feed:
     """Tokens of one pack at most; without it, rows lie below each other in a micro-batch."""
     multiple_of: int = 1
     """Micro-batches come in groups of so many; those without rows fill the last group up."""
+    sources: Sequence[tuple[str, int]] = ()
+    """What is measured by itself too: names, and the number of the row after each one's last."""
+
+    def source_of(self, batch: np.ndarray) -> str | None:
+        """Return where the rows of a global batch of ``once`` come from, if that is measured by itself."""
+        return next((name for name, end in self.sources if batch[0] < end), None)
 
     def step(self, consumed_samples: int) -> list[Batch]:
         """Return this rank's micro-batches of the global batch that follows ``consumed_samples``."""

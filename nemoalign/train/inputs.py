@@ -110,14 +110,17 @@ def measuring_feed(
     rows: SftDataset, config: RunConfig, layout: ParallelLayout, dp_rank: int, eos_id: int
 ) -> Feed:
     """Return this rank's share of rows that are computed once, in file order."""
+    sources = rows.sources if len(rows.files) > 1 else []
     order = GlobalSampler(
         total_samples=len(rows),
         global_batch_size=config.model.global_batch_size,
         shuffle=False,
         drop_last=False,
         lengths=rows.lengths if _may_sort(config) else None,
+        borders=[end for _, end in sources[:-1]],
     )
-    return Feed(rows, order, **_share(rows, config, layout, dp_rank, eos_id))
+    share = _share(rows, config, layout, dp_rank, eos_id)
+    return Feed(rows, order, **share, sources=sources)
 
 
 def _share(

@@ -50,7 +50,7 @@ class Rotation:
         epoch=0-last.ckpt``; only people and rotation read it, the truth is in ``progress.json``.
         """
         value = (progress.val_metrics or {}).get(self.monitor)
-        score = f"{self.monitor}={value:.3f}-" if value is not None else ""
+        score = f"{self.monitor.replace('/', '_')}={value:.3f}-" if value is not None else ""
         name = (
             f"megatron_gpt--{score}step={progress.step}"
             f"-consumed_samples={float(progress.consumed_samples)}-epoch={progress.epoch}"

@@ -1,9 +1,11 @@
-"""Measuring rows that are not learned from: every row once, means over all of them."""
+"""Measuring rows that are not learned from: every row once, means over all of them and over each file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from nemoalign.train.metrics import reduce_means
@@ -13,11 +15,12 @@ if TYPE_CHECKING:
     from nemoalign.log import Reporter
     from nemoalign.train.feed import Feed
     from nemoalign.train.learner import Learner
+    from nemoalign.train.metrics import Mean
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over every row, and what was asked for meanwhile; a wish to stop ends it without means."""
+    """Means over every row, and over those of each of several sources, and what was asked for meanwhile; a wish to stop ends it without means."""
 
     means: dict[str, float] | None
     asked: Asked
@@ -26,7 +29,7 @@ class Measured:
 def measure(
     feed: Feed, learner: Learner, reporter: Reporter, agree: Callable[[], Asked], what: str
 ) -> Measured:
-    """Compute the metrics of every row of ``feed`` once. Collective.
+    """Compute the metrics of every row of ``feed`` once: ``loss``, and ``loss/<source>``. Collective.
 
     Args:
         feed: this rank's share of the rows.
@@ -35,17 +38,23 @@ def measure(
         agree: tells what any rank was asked for; called after each global batch, on every rank.
         what: the word for it on a progress bar.
     """
-    parts = []
+    parts: dict[str | None, list[Mapping[str, Mean]]] = {name: [] for name, _ in feed.sources}
     asked = Asked()
-    left = len(feed.rows)
-    with reporter.progress(what, left, "rows") as bar:
-        for micro_batches in feed.once():
-            parts += learner.evaluate(micro_batches)
+    with reporter.progress(what, len(feed.rows), "rows") as bar:
+        for batch, micro_batches in zip(feed.sampler.once(), feed.once(), strict=True):
+            parts.setdefault(feed.source_of(batch), []).extend(learner.evaluate(micro_batches))
             asked = asked.joined(agree())
             if asked.stop:
                 return Measured(None, asked)
-            done = min(left, feed.sampler.global_batch_size)
-            bar.advance(done)
-            left -= done
-    means = reduce_means(parts, learner.algorithm.metric_names, learner.backend.device)
-    return Measured(learner.algorithm.report(means), asked)
+            bar.advance(len(batch))
+    means = _means(learner, list(chain.from_iterable(parts.values())))
+    for name, _ in feed.sources:
+        own = _means(learner, parts[name])
+        means |= {f"{metric}/{name}": v for metric, v in own.items() if not math.isnan(v)}
+    return Measured(means, asked)
+
+
+def _means(learner: Learner, parts: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+    algorithm = learner.algorithm
+    means = reduce_means(parts, algorithm.metric_names, learner.backend.device)
+    return algorithm.report(means)

@@ -141,3 +141,21 @@ def test_shares_of_the_training_rows_are_disjoint_and_all_of_them(tmp_path, toke
     assert [len(part) for part in lines] == [32, 4, 4]
     assert set.union(*lines) == {f"rows.jsonl line {n + 1}" for n in range(40)}
     assert inputs.findings.overlaps == ()
+
+
+def test_several_files_to_measure_on_are_sources_of_their_own(tmp_path, tokenizer) -> None:
+    files = [
+        tiny.write_rows(tmp_path / folder / "val.jsonl", tiny.rows(count, seed=count))
+        for folder, count in (("a", 3), ("b", 5))
+        if not (tmp_path / folder).mkdir()
+    ]
+    keys = {"model.data.validation_ds.file_path": [str(file) for file in files]}
+    flags = {**keys, "trainer.sft.max_steps": 0, "model.global_batch_size": 4}
+    config = merge_run("sft", flags=flags, environ={}).config
+    inputs = read_inputs(config, tokenizer)
+    feed = make_feeds(inputs, config, ParallelLayout(1), 0, 2).validation
+    assert feed is not None
+    assert feed.sources == [("val", 3), ("val-2", 8)]
+    batches = list(feed.sampler.once())
+    assert [len(batch) for batch in batches] == [3, 4, 1]
+    assert [feed.source_of(batch) for batch in batches] == ["val", "val-2", "val-2"]

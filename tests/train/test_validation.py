@@ -1,5 +1,7 @@
 """Measuring rows once, in whatever pieces, and stopping in the middle of it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -38,9 +40,11 @@ class Rows:
         return Sample(tokens, np.arange(len(tokens)) > 1, self.place(index))
 
 
-def feed(global_batch_size: int, micro_batch_size: int) -> Feed:
-    order = GlobalSampler(5, global_batch_size, shuffle=False, drop_last=False)
-    return Feed(Rows(), order, lambda rows: collate(rows, eos_id=bench.EOS), 0, 1, micro_batch_size)
+def feed(global_batch_size: int, micro_batch_size: int, *, sources=()) -> Feed:
+    borders = [end for _, end in sources[:-1]]
+    order = GlobalSampler(5, global_batch_size, shuffle=False, drop_last=False, borders=borders)
+    join = partial(collate, eos_id=bench.EOS)
+    return Feed(Rows(), order, join, 0, 1, micro_batch_size, sources=sources)
 
 
 def test_every_row_counts_once_however_the_rows_are_cut():
@@ -50,6 +54,21 @@ def test_every_row_counts_once_however_the_rows_are_cut():
     assert whole.means is not None
     assert parts.means == pytest.approx(whole.means, rel=1e-6)
     assert not parts.asked.stop
+
+
+def test_each_source_has_means_of_its_own_and_all_rows_theirs():
+    with bench.learner(bench.Setup(ParallelLayout(1))) as learner:
+        whole = measure(feed(5, 5), learner, QUIET, Asked, "validating").means
+        each = measure(feed(2, 1, sources=[("a", 3), ("b", 5)]), learner, QUIET, Asked, "v").means
+        shifted = feed(2, 2)
+        alone = [learner.evaluate([shifted.collate([Rows()[i] for i in ids])]) for ids in ([0, 1, 2], [3, 4])]  # fmt: skip
+    assert whole is not None
+    assert each is not None
+    assert each["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    for name, ((part,),) in zip("ab", ((found,) for found in alone), strict=True):
+        expected = (part["loss"].total / part["loss"].count).item()
+        assert each[f"loss/{name}"] == pytest.approx(expected, rel=1e-6)
+    assert each["loss/a"] != each["loss/b"]
 
 
 def test_a_wish_to_stop_ends_it_without_means_and_a_wish_to_save_is_kept():
