@@ -14,7 +14,7 @@ import torch
 from megatron.core import parallel_state
 
 from nemoalign.algorithms.agreement import check_agreement
-from nemoalign.algorithms.documents import answer_logprobs, of_documents
+from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, of_documents
 from nemoalign.algorithms.label_losses import LabelOptions, apo_zero_unpaired, kl_estimate, kto
 from nemoalign.algorithms.preference import REFERENCE, WEIGHT, Preference, with_field
 from nemoalign.train.algorithm import LossOutput
@@ -75,8 +75,8 @@ class Kto(Preference):
             policy = learner.collect(mismatched, self.forward, of_documents)
         sums = torch.zeros(len(batches), 2, device=zero.device)
         for row, (mine, other) in enumerate(zip(policy, mismatched, strict=bool(policy))):
-            theirs, real = (other.fields[name].to(zero.device) for name in (REFERENCE, WEIGHT))
-            sums[row] = torch.stack([((mine - theirs) * real).sum(), real.sum()])
+            real = other.fields[WEIGHT].to(zero.device)
+            sums[row] = torch.stack([(self._ratios(mine, other) * real).sum(), real.sum()])
         group = parallel_state.get_data_parallel_group()
         if self.config.kl_estimate == "micro_batch":
             # As NeMo-Aligner: every rank clamps its own mean, and these are averaged.
@@ -94,10 +94,17 @@ class Kto(Preference):
         good, bad = self.options.desirable_weight, self.options.undesirable_weight
         return check_agreement(metrics, 0.5 * good if good == bad else None)
 
+    def _ratios(self, policy: Tensor, batch: Batch) -> Tensor:
+        """Return the log-ratio of each answer, [documents]; a token's where that is asked for."""
+        ratios = policy - batch.fields[REFERENCE].to(policy.device)
+        if not self.config.preference_average_log_probs:
+            return ratios
+        return ratios / answer_tokens(batch).to(policy.device).clamp(min=1)
+
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """Return the summed loss of the answers and their number; fillers count for nothing."""
         policy, real = answer_logprobs(output, batch), batch.fields[WEIGHT]
-        ratios = policy - batch.fields[REFERENCE]
+        ratios = self._ratios(policy, batch)
         good = batch.fields[DESIRABLE] > 0
         if self.config.preference_loss == "kto":
             losses = kto(ratios, good, batch.fields[KL], self.options)

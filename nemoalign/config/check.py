@@ -106,7 +106,7 @@ def _check_schedule(sched: Schedule) -> None:
     if (sched.constant_steps or sched.constant_ratio) and sched.name != COSINE:
         raise ConfigError(
             f"model.optim.sched.constant_steps belongs to CosineAnnealing, and the schedule is "
-            f"{sched.name}. Leave it out, or use --schedule cosine."
+            f"{sched.name}. Set it to 0 (-s model.optim.sched.constant_steps=0), or use --schedule cosine."
         )
 
 

@@ -209,7 +209,6 @@ UNHONOURED: Mapping[str, tuple[Any, ...]] = {
     "model.optim.sched.last_epoch": (-1,),
     "model.data.apply_ftfy": (),
     "model.*.log_prob_forward_micro_batch_size": (),
-    "model.kto.preference_average_log_probs": (),
     "model.kto.sft_average_log_probs": (),
     "model.kto.sft_loss_weight": (),
     "model.kto.preference_loss_weight": (1, 1.0),

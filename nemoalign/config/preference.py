@@ -167,6 +167,9 @@ class KtoSettings(PreferenceSettings):
     undesirable_loss_weight: float = setting(
         1.0, "Weight of unwanted answers.", flag="--undesirable-weight", at_least=0, panel=PANEL
     )
+    preference_average_log_probs: bool = setting(
+        False, "Divide log-ratios by the answer's tokens, also those of the KL."
+    )
     kl_estimate: Literal["global_batch", "micro_batch"] = setting(
         "global_batch", "Rows the KL is a mean over; micro_batch is NeMo-Aligner's."
     )

@@ -10,6 +10,9 @@ import numpy as np
 
 from nemoalign.data.balance import Counts, PairCounts
 
+_MANY = 0.05
+"""From this share on rows that are lost are worth another sentence."""
+
 if TYPE_CHECKING:
     from nemoalign.data.encoded import EncodedFile
 
@@ -89,6 +92,11 @@ class FileReport:
             sampled=len(usable) if file.is_large else None,
         )
 
+    @property
+    def unanswered(self) -> int:
+        """Rows that are dropped since no token to learn is left of an answer."""
+        return self.dropped - self.too_long - self.alike
+
     def line(self, max_seq_length: int) -> str:
         """Return the counts as one sentence."""
         parts = [f"{self.path}: {self.rows:,} rows ({self.schema})"]
@@ -98,7 +106,7 @@ class FileReport:
             (self.truncated, f"cut to {max_seq_length:,} tokens"),
             (self.too_long, f"dropped (longer than {max_seq_length:,} tokens)"),
             (self.alike, "dropped (both answers the same, as far as they fit)"),
-            (self.dropped - self.too_long - self.alike, "dropped (no answer token left)"),
+            (self.unanswered, "dropped (no answer token left)"),
             (self.duplicates, "duplicates"),
             (self.blank_lines, "empty lines skipped"),
         )
@@ -117,6 +125,12 @@ class FileReport:
         """Yield what is odd about the rows, a sentence each."""
         if isinstance(self.judged, PairCounts) and (odd := self.judged.problem(self.path)):
             yield odd
+        if self.judged is not None and self.unanswered > _MANY * self.rows:
+            yield (
+                f"{self.unanswered:,} of {self.rows:,} rows of {self.path} are dropped because their prompts "
+                "alone fill --seq-len. Raise it, or cut the prompts' start and keep the answers: "
+                "-s model.data.train_ds.truncation_method=left"
+            )
         if self.marked:
             yield (
                 f"{self.path} has {self.marked:,} rows whose text holds what its template writes, such "

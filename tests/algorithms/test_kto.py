@@ -100,3 +100,27 @@ def in_model(name: str) -> str:
     ):
         name = name.replace(f"{linear}.layer_norm_weight", f"{norm}.weight")
     return name
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_log_ratios_a_token_are_nemo_aligners_too(number) -> None:
+    vectors = json.loads((curves.FIXTURES / "vectors/kto.json").read_text())
+    case, labels = vectors["cases"][number], torch.tensor(vectors["labels"])[:4]
+    logprobs = torch.tensor(vectors["pi_logprobs"])[:4]
+    reference = (torch.tensor(vectors["refs"][case["ref"]])[:4] * (labels > -1)).sum(1)
+    known = {
+        "reference_logprobs": reference,
+        "is_desirable": torch.tensor(case["preferences"]),
+        "kl": torch.tensor(case["kl"]),
+        "weight": torch.ones(4),
+    }
+    places = torch.arange(labels.shape[1]).expand(labels.shape)
+    own = Batch(labels, labels, (labels > -1).float(), places, labels.numel(), fields=known)
+    settings = KtoSettings(
+        ref_policy_kl_penalty=case["beta"],
+        desirable_loss_weight=case["desirable"],
+        undesirable_loss_weight=case["undesirable"],
+        preference_average_log_probs=case["average_log_probs"],
+    )
+    found = Kto(settings).loss(logprobs, own)
+    assert (found.loss_sum / found.weight).item() == pytest.approx(case["loss"], abs=2e-6)

@@ -54,6 +54,9 @@ def test_a_pair_is_its_two_answers_and_their_rewards(tmp_path) -> None:
     assert pairs.lengths.tolist() == [pairs.length(0), pairs.length(1)]
     assert pairs.place(1).endswith("line 2")
     assert "3 rows (pairs), 1 cut to 24 tokens, 1 dropped (no" in pairs.report().lines()[0]
+    (problem,) = pairs.report().problems()
+    assert problem.startswith("1 of 3 rows")
+    assert problem.endswith("truncation_method=left")
     assert len(pairs.encoded_anew(0)) == 2
 
 
