@@ -62,6 +62,7 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
             raise ConfigError(
                 "--adapter goes on from trained adapters; add --lora with their rank."
             )
+    _check_prompts(model)
     manager = config.exp_manager
     if manager.create_wandb_logger and manager.wandb_logger_kwargs.project is None:
         raise ConfigError(
@@ -93,6 +94,11 @@ def _check_splits(data: DataConfig) -> None:
                 f"model.data.splits_string splits the files of --data, and {flag} names {named[0]} too. "
                 "Leave one of them out."
             )
+
+
+def _check_prompts(model: ModelConfig) -> None:
+    if model.algorithm.rows == "rewards" and model.data.validation_ds.prompts_path is not None:
+        raise ConfigError("A reward model answers no prompts. Leave --val-prompts out.")
 
 
 def _check_schedule(sched: Schedule) -> None:

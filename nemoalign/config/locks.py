@@ -15,6 +15,7 @@ from typing import Any, cast
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.check import LEARNED, check_length
 from nemoalign.config.layers import Given
+from nemoalign.config.legacy import ALIASES
 from nemoalign.config.merged import escaped, flattened
 from nemoalign.config.names import ARCHITECTURE, OVERWRITE, TOKENIZER
 from nemoalign.config.schema import RunConfig
@@ -24,6 +25,16 @@ FREE = ("encoder_seq_length", "seq_len_interpolation_factor")
 """Architecture keys that a run may change: they fix no tensor's shape."""
 
 _CARRIED = ("data.chat_prompt_tokens", "data.train_ds.prompt_template")
+
+
+_REWARD = (
+    "reward_model_type",
+    "use_avg_pool",
+    "regression.loss_mask_val",
+    "regression.merge_attributes",
+    "regression.attribute_weights",
+)
+"""What a reward model is, which goes on being so."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,8 @@ def read_base(path: Path, config: Mapping[str, Any], upper: Mapping[str, Given])
         inside = {k: v for k, v in flat.items() if k == prefix or k.startswith(f"{prefix}.")}
         carried |= {k: v for k, v in inside.items() if v is not None}
     values = {f"model.{k}": Given(escaped(v), source) for k, v in carried.items()}
+    head = {ALIASES[f"model.{name}"]: flat.get(name) for name in _REWARD}
+    values |= {key: Given(escaped(v), source) for key, v in head.items() if v is not None}
     return Base(source, kept, architecture, values)
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB_SIZE = 519
 CHATML = (
@@ -90,6 +95,15 @@ def make_llama(directory: Path, *, tied: bool = False, **changes) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def make_classifier(directory: Path, *, labels: int = 1) -> Path:
+    """The same llama with a head of so many scores in place of its output layer."""
+    make_llama(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(directory, num_labels=labels)
+    LlamaForSequenceClassification(config).save_pretrained(directory)
     return directory
 
 

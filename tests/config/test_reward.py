@@ -4,6 +4,7 @@ import pytest
 
 from nemoalign.config.merge import merge_run
 from nemoalign.config.reward import RmSettings
+from nemoalign.errors import ConfigError
 from tests.config.merging import CHECKPOINT, CKPT
 
 TRAINING_RM = """
@@ -63,3 +64,24 @@ def test_nemo_aligners_own_file_is_read(tmp_path) -> None:
 def test_a_loss_of_regression_says_what_kind_of_model_it_is(flags, kind) -> None:
     merged = merge_run("rm", flags={**CKPT, **flags}, environ={}, checkpoint=lambda _: CHECKPOINT)
     assert merged.config.model.algorithm.reward_model_type == kind
+
+
+def test_what_a_reward_model_is_goes_on_being_so() -> None:
+    trained = {
+        **CHECKPOINT,
+        "reward_model_type": "regression",
+        "use_avg_pool": True,
+        "regression": {"num_attributes": 2, "loss_mask_val": -1, "attribute_weights": [0.5, 0.5]},
+    }
+    merged = merge_run("rm", flags=CKPT, environ={}, checkpoint=lambda _: trained)
+    own = merged.config.model.algorithm
+    assert (own.reward_model_type, own.use_avg_pool, own.loss_mask_val) == ("regression", True, -1)
+    assert (own.attribute_weights, own.merge_attributes) == ((0.5, 0.5), False)
+    assert merged.sources["model.rm.use_avg_pool"] == "checkpoint m.nemo"
+    merge_run("sft", flags=CKPT, environ={}, checkpoint=lambda _: trained)
+
+
+def test_a_reward_model_answers_no_prompts() -> None:
+    flags = {**CKPT, "model.data.validation_ds.prompts_path": "prompts.jsonl"}
+    with pytest.raises(ConfigError, match="Leave --val-prompts out"):
+        merge_run("rm", flags=flags, environ={}, checkpoint=lambda _: CHECKPOINT)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError, ConflictError
@@ -43,12 +43,9 @@ def test_what_cannot_be_written_is_refused_first(more, error, words, tmp_path, m
 
 @pytest.mark.slow
 def test_every_row_gets_transformers_scores_in_its_order(tmp_path) -> None:
-    tiny.make_llama(tmp_path / "hf")
-    config = LlamaConfig.from_pretrained(tmp_path / "hf", num_labels=3)
-    model = LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "rm")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    tokenizer.save_pretrained(tmp_path / "rm")
+    tiny.make_classifier(tmp_path / "rm", labels=3)
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
     tiny.write_rows(tmp_path / "talks.jsonl", [{"messages": TALK}] * 3)
     texts = ["word " * count for count in (40, 2, 9)]
     tiny.write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])

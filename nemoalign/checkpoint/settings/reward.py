@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemoalign.archive.dtypes import cast
-from nemoalign.archive.store import TensorInfo
+from nemoalign.archive.store import TensorInfo, TensorStore
 from nemoalign.checkpoint.settings.values import section, text
 from nemoalign.checkpoint.sources.source import EMBEDDING, HEAD, Source
 from nemoalign.checkpoint.sources.stores import Place, PlacedStore
@@ -128,7 +128,8 @@ def lost_bias(source: Source) -> str | None:
     """Return what to say of a head whose bias Hugging Face's classifier has no place for."""
     if not source.arch.num_attributes:
         return None
-    bias = cast(source.weights.read(BIAS), source.weights.tensors[BIAS].dtype, "float32")
+    store = _holder(source)
+    bias = cast(store.read(BIAS), store.tensors[BIAS].dtype, "float32")
     if not bias.any():
         return None
     values = ", ".join(f"{value:.9g}" for value in bias)
@@ -144,8 +145,13 @@ def described_head(source: Source) -> dict[str, Any] | None:
     if not outputs:
         return None
     kind = text(source.config, "reward_model_type")
-    store = source.adapter.weights if source.adapter and source.is_adapter_only else source.weights
-    return {"outputs": outputs, "type": kind, "dtype": store.tensors[WEIGHT].dtype}
+    return {"outputs": outputs, "type": kind, "dtype": _holder(source).tensors[WEIGHT].dtype}
+
+
+def _holder(source: Source) -> TensorStore:
+    """Return the tensors that a reward head is among."""
+    alone = source.adapter if source.is_adapter_only else None
+    return source.weights if alone is None else alone.weights
 
 
 def with_trained_head(base: Source, told_by: Source) -> Source:

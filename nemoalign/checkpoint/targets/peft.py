@@ -24,6 +24,7 @@ from nemoalign.checkpoint.settings.peft_layers import (
     lora_layers,
     short_targets,
 )
+from nemoalign.checkpoint.settings.reward import BIAS, SCORE, WEIGHT, lost_bias
 from nemoalign.checkpoint.settings.values import section
 from nemoalign.checkpoint.sources.source import AdapterInfo, Source
 from nemoalign.checkpoint.targets.writing import (
@@ -38,6 +39,9 @@ from nemoalign.checkpoint.targets.writing import (
 )
 from nemoalign.errors import ContentError
 from nemoalign.log import Reporter
+
+SCORE_NAME = PREFIX + SCORE
+"""PEFT's name of a reward head."""
 
 
 def write_peft(
@@ -58,16 +62,19 @@ def write_peft(
         )
     check_exportable(source)
     layers = lora_layers(source.family, source.arch)
-    tensors = dict(_tensors(source, adapter, layers, options))
+    tensors = dict(_tensors(source, adapter, layers, options)) | _head(adapter, options)
     account = Account(list(adapter.weights.tensors))
     declared: dict[str, TensorInfo] = {}
     for name, (array, kind, origin) in tensors.items():
         declared[name] = TensorInfo(array.shape, kind)
         account.rows.append({"source": origin, "target": {name: list(array.shape)}, "dtype": kind})
         account.consumed[origin] = 1
+    if BIAS in adapter.weights.tensors:
+        _leave_bias(source, account, reporter)
     account.close()
     total = sum(info.size_bytes for info in declared.values())
-    modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
+    adapted = [name for name in tensors if name != SCORE_NAME]
+    modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in adapted}
     config = _config(source, adapter, short_targets(layers, modules))
     config["fan_in_fan_out"] = layers[0].is_turned
     with staging(target, total) as stage:
@@ -118,6 +125,22 @@ def _tensors(
             yield f"{PREFIX}{module}.lora_B.weight", (rows, kind, out)
 
 
+def _head(adapter: AdapterInfo, options: WriteOptions) -> dict[str, tuple[Array, str, str]]:
+    """Return the reward head that was trained with an adapter, as PEFT saves such a module."""
+    info = adapter.weights.tensors.get(WEIGHT)
+    if info is None:
+        return {}
+    weight = options.cast(adapter.weights.read(WEIGHT), info.dtype, WEIGHT)
+    return {SCORE_NAME: (weight, options.written_dtype(info.dtype), WEIGHT)}
+
+
+def _leave_bias(source: Source, account: Account, reporter: Reporter) -> None:
+    account.rows.append({"source": BIAS, "target": {}, "dtype": "float32"})
+    account.consumed[BIAS] = 1
+    if bias := lost_bias(source):
+        reporter.warn(bias)
+
+
 def _config(source: Source, adapter: AdapterInfo, targets: list[str]) -> dict[str, Any]:
     """Return adapter_config.json; what PEFT has a default for that means nothing here is left out."""
     tuning = section(source.config, "peft", "lora_tuning")
@@ -125,7 +148,7 @@ def _config(source: Source, adapter: AdapterInfo, targets: list[str]) -> dict[st
     alpha = adapter.alpha
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if source.arch.num_attributes else "CAUSAL_LM",
         "base_model_name_or_path": _base_name(source.hf_config or {}, adapter),
         "r": adapter.dim,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
@@ -134,7 +157,7 @@ def _config(source: Source, adapter: AdapterInfo, targets: list[str]) -> dict[st
         "bias": "none",
         "inference_mode": True,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": ["score"] if source.arch.num_attributes else None,
         "use_dora": False,
         "use_rslora": False,
     }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from types import SimpleNamespace
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
 from transformers import AutoModelForSequenceClassification, Qwen2Config
 
 from nemoalign.checkpoint.convert import convert
@@ -22,6 +25,7 @@ from nemoalign.model.load import load_weights
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
 from tests.checkpoint.models import FIXTURES, assert_same_tensors
+from tests.fixtures import make_reward
 from tests.fixtures.make_reward import BIAS as TRAINED_BIAS
 
 HF = FIXTURES / "hf_reward"
@@ -134,6 +138,26 @@ def test_transformers_rewards_are_ours_without_the_bias():
         load_weights([model], source.weights, source.arch, ONE, 64)
         rewards = forward_rewards(model.eval(), batch)
     assert (rewards - torch.tensor(TRAINED_BIAS) - expected).abs().max() < 1e-6
+
+
+def _restored(folder):
+    """Runs on each of two ranks: what megatron-core's strict loader puts into NeMo-Aligner's module."""
+    with start(ParallelLayout(2, tp=2), seed=1), torch.no_grad():
+        wanted = make_reward.weights_of(make_reward.build())
+        state = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_ALL)
+    return {name: state[f"model.{name}"].clone() for name in (WEIGHT, BIAS, "output_layer.weight")}
+
+
+@pytest.mark.dist
+def test_nemo_aligners_head_takes_its_columns_from_what_we_write(two_ranks, tmp_path):
+    convert(FIXTURES / ARCHIVES[0], tmp_path / "m.nemo", reporter=QUIET)
+    with tarfile.open(tmp_path / "m.nemo") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    parts = two_ranks.run(_restored, tmp_path / "unpacked/model_weights")
+    expected = AutoModelForSequenceClassification.from_pretrained(HF, dtype=torch.float32)
+    assert torch.equal(torch.cat([part[WEIGHT] for part in parts], 1), expected.score.weight)
+    assert [part[BIAS].tolist() for part in parts] == [list(TRAINED_BIAS)] * 2
+    assert parts[0][WEIGHT].dtype is torch.float32
 
 
 @pytest.mark.parametrize(
