@@ -27,14 +27,20 @@ def reward_model(
         ConfigError: when the head cannot be what rows, settings and checkpoint say.
     """
     own: Any = config.model.algorithm
-    held = _with_adapter(config, source).arch.num_attributes
+    holder = _with_adapter(config, source)
+    held = holder.arch.num_attributes
     outputs = _outputs(own, held, inputs)
-    keeps = own.load_rm_head_weights
-    if keeps is None:
-        keeps = bool(held)
     if own.score_path and not held:
         raise ConfigError(
             f"{source.path} has no reward head, so it scores nothing. Give a reward model as --ckpt."
+        )
+    keeps = own.load_rm_head_weights
+    if keeps is None or own.score_path:
+        keeps = bool(held)
+    if holder is not source and not keeps:
+        raise ConfigError(
+            f"{holder.path} was trained with its reward head, so that a new one does not fit it. Leave "
+            "model.rm.load_rm_head_weights out, or --adapter."
         )
     if keeps and held != outputs:
         raise ConfigError(
@@ -47,6 +53,9 @@ def reward_model(
         f"reward head: {which}, {outputs} outputs" if outputs > 1 else f"reward head: {which}"
     )
     arch = replace(arch, num_attributes=outputs, share_embeddings_and_output_weights=False)
+    if arch.moe_aux_loss_coeff or arch.moe_z_loss_coeff:
+        reporter.say("router losses are left out: they are a token's, a reward model's is a pair's")
+        arch = replace(arch, moe_aux_loss_coeff=0.0, moe_z_loss_coeff=None)
     seed = None if keeps else config.model.seed
     return arch, with_reward_head(source.weights, arch, seed=seed)
 
