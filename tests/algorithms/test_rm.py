@@ -20,6 +20,7 @@ from tests.commands import tiny
 TRL = json.loads((Path(__file__).parents[1] / "fixtures/trl/rm.json").read_text())
 VECTORS = json.loads((Path(__file__).parents[1] / "fixtures/vectors/reward_model.json").read_text())
 ROWS = TRL["rows"]
+QUIET = PlainReporter(quiet=True)
 PLAIN = ["--precision", "fp32", "--schedule", "constant", "--warmup", 0, "--weight-decay", 0]
 LAYOUTS = {
     "TP2 SP": ["--mbs", 2, "--tp", 2, "--sequence-parallel"],
@@ -61,7 +62,7 @@ def test_ten_steps_are_trls_and_export_gives_transformers_the_same_rewards(made,
             assert ours[key] == pytest.approx(theirs[name], abs=1e-4), key
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-4)
         assert ours["accuracy"] == theirs["accuracy"]
-    tiny.ok("export", tmp_path / "run", "-o", tmp_path / "exported")
+    export(tmp_path / "run", tmp_path / "exported", reporter=QUIET)
     model = LlamaForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
     with torch.no_grad():
@@ -140,15 +141,13 @@ def test_lora_goes_on_in_another_layout_and_its_head_goes_with_it(made, tmp_path
     source = open_source(tmp_path / "two")
     assert "LoRA adapter of a reward model" in source.describe()
     assert described_head(source) == {"outputs": 1, "type": "binary_ranking", "dtype": "float32"}
-    export(
-        tmp_path / "two", tmp_path / "peft", adapter_only=True, reporter=PlainReporter(quiet=True)
-    )
+    export(tmp_path / "two", tmp_path / "peft", adapter_only=True, reporter=QUIET)
     saved = load_file(tmp_path / "peft/adapter_model.safetensors")
     trained = source.adapter.weights.read("rm_head.weight")
     assert (saved["base_model.model.score.weight"].numpy() == trained).all()
     peft = json.loads((tmp_path / "peft/adapter_config.json").read_text())
     assert (peft["task_type"], peft["modules_to_save"]) == ("SEQ_CLS", ["score"])
-    tiny.ok("export", tmp_path / "two", "--merge", "-o", tmp_path / "merged")
+    export(tmp_path / "two", tmp_path / "merged", reporter=QUIET)
     model = LlamaForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     tiny.ok(
