@@ -182,6 +182,18 @@ def run_result(value: Mapping[str, Any], *, as_json: bool, with_ranks: bool) -> 
         columns([[str(cell) for cell in row.values()] for row in ranks], header)
 
 
+def answers(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what a model answered; a single answer was shown while it was written."""
+    if len(found) > 1:
+        emit("\n\n".join(f"{one['source']}:\n{one['response']}" for one in found))
+
+
+def stream(text: str) -> None:
+    """Write a part of an answer to stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def config(merged: Merged, *, as_json: bool) -> None:
     """Print a merged configuration with the source of every value."""
     if as_json:

@@ -1,4 +1,4 @@
-"""The training commands: one per row of the table of algorithms, all the same few steps.
+"""The commands that run a model: one per row of the table of algorithms, all the same few steps.
 
 merge -> check -> (print or plan) -> find the ranks, start them or be one -> train -> show.
 """
@@ -24,6 +24,7 @@ from nemoalign.log import speaking_rank
 
 if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
+    from nemoalign.log import Reporter
     from nemoalign.parallel.world import World
     from nemoalign.train.stopping import Requests
 
@@ -76,11 +77,10 @@ class TrainFlags(Talk):
 
 
 def _spec(row: AlgorithmRow) -> CommandSpec:
-    settings = [entry for entry in row.entries().values() if entry.setting.flag is not None]
     return CommandSpec(
         name=row.name,
         summary=row.summary,
-        panel="Training",
+        panel=row.panel,
         example=row.example,
         positional=Positional(
             name="overrides",
@@ -89,7 +89,7 @@ def _spec(row: AlgorithmRow) -> CommandSpec:
             is_list=True,
             panel=PANEL,
         ),
-        entries=[*settings, *own_settings(TrainFlags)],
+        entries=[*row.flags(), *own_settings(TrainFlags)],
         run=partial(_run, row),
     )
 
@@ -119,8 +119,8 @@ def _carry_out(
 
     merged = _merge(row, known, typed)
     world, ranks = _resolve(merged)
-    scores = bool(getattr(merged.config.model.algorithm, "score_path", ()))
-    if not scores:
+    own: Any = merged.config.model.algorithm
+    if own.trains and not getattr(own, "score_path", ()):
         merged = _with_output(merged, world, create=not known.dry_run)
     if world is None and ranks > 1 and not known.dry_run:
         _start(merged, ranks)
@@ -132,29 +132,44 @@ def _carry_out(
     for warning in merged.warnings:
         reporter.warn(warning)
 
+    result = _work(merged, known, reporter, requests)
+    if not speaking_rank():
+        return
+    if "texts" in result and not known.json:
+        show.answers(result["texts"])
+    else:
+        show.run_result(result, as_json=known.json, with_ranks=known.verbose)
+
+
+def _work(
+    merged: Merged, known: TrainFlags, reporter: Reporter, requests: Requests | None
+) -> dict[str, Any]:
+    """Do what was asked for on this rank, and return its result."""
+    own: Any = merged.config.model.algorithm
     if known.dry_run:
         from nemoalign.run.prepare import plan
 
-        result = plan(merged, reporter)
-    elif scores:
+        return plan(merged, reporter)
+    if getattr(own, "score_path", ()):
         from nemoalign.run.score import score
 
-        result = score(merged, reporter, requests)
-    else:
-        from nemoalign.run.train import train
+        return score(merged, reporter, requests)
+    if not own.trains:
+        from nemoalign.cli import show
+        from nemoalign.run.answer import answer
 
-        result = train(merged, reporter, requests)
-    if speaking_rank():
-        show.run_result(result, as_json=known.json, with_ranks=known.verbose)
+        return answer(merged, reporter, requests, None if known.json else show.stream)
+    from nemoalign.run.train import train
+
+    return train(merged, reporter, requests)
 
 
 def _merge(row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any]) -> Merged:
     from nemoalign.config.merge import merge_run
 
-    settings = [entry for entry in row.entries().values() if entry.setting.flag is not None]
     return merge_run(
         row.name,
-        flags=flags.given(settings, typed),
+        flags=flags.given(row.flags(), typed),
         sets=[*known.set, *(typed["overrides"] or [])],
         configs=known.config,
         checkpoint=_model_config,
@@ -186,6 +201,7 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
         ("--test", [file.path for file in data.test_ds.file_path]),
         ("--val-prompts", [prompts] if prompts else []),
         ("--score", getattr(model.algorithm, "score_path", ())),
+        ("--data", getattr(model.algorithm, "prompts_path", ())),
     ):
         missing = [path for path in files if not path.is_file()]
         if missing:
@@ -202,7 +218,8 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
         sequence_parallel=model.sequence_parallel,
     )
     layout.check(Architecture.from_nemo(merged.checkpoint_config))
-    layout.num_microbatches(model.global_batch_size, model.micro_batch_size)
+    if model.algorithm.trains:
+        layout.num_microbatches(model.global_batch_size, model.micro_batch_size)
     return world, ranks
 
 

@@ -7,10 +7,11 @@ the merged tree and the defaults all follow from the row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
+from nemoalign.config.generation import GenerateSettings
 from nemoalign.config.preference import DpoSettings, KtoSettings
 from nemoalign.config.reward import RmSettings
 from nemoalign.config.schema import RunConfig
@@ -24,11 +25,14 @@ class AlgorithmRow:
     summary: str
     example: str
     """What to type after ``nemoalign <name>``."""
-    target: str
+    target: str = ""
     """``module:Class``, resolved by ``train.algorithm.load_algorithm`` and nothing else."""
     settings: type[AlgorithmSettings]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Defaults that differ from the field's, by dotted key."""
+    shared_flags: tuple[str, ...] | None = None
+    """Flags it has beside its own; None for all. Every setting has a key, flag or not."""
+    panel: str = "Training"
 
     def entries(self) -> dict[str, Entry]:
         """Return every setting of a run of this algorithm by its dotted key, in order."""
@@ -36,6 +40,16 @@ class AlgorithmRow:
             entry.key: replace(entry, default=self.defaults.get(entry.key, entry.default))
             for entry in settings_of(RunConfig, self.name, self.settings)
         }
+
+    def flags(self) -> list[Entry]:
+        """Return the settings that can be typed as flags, in order."""
+        own = f"model.{self.name}."
+        return [
+            entry
+            for key, entry in self.entries().items()
+            if (flag := entry.setting.flag) is not None
+            and (self.shared_flags is None or key.startswith(own) or flag in self.shared_flags)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +102,17 @@ ALGORITHMS: Mapping[str, AlgorithmRow] = {
             target="nemoalign.algorithms.rm:Rm",
             settings=RmSettings,
             defaults={"model.optim.lr": 5e-6, "model.optim.weight_decay": 0.1},
+        ),
+        AlgorithmRow(
+            name="generate",
+            summary="Let a model answer prompts.",
+            example='--ckpt model.nemo --prompt "What is the capital of France?"',
+            settings=GenerateSettings,
+            shared_flags=(
+                *("--ckpt", "--seq-len", "--tp", "--pp", "--devices", "--nodes", "--precision"),
+                *("--sequence-parallel/--no-sequence-parallel", "--seed", "--out", "--overwrite"),
+            ),
+            panel="Using",
         ),
     )
 }

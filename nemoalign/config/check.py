@@ -28,9 +28,12 @@ def check_complete(config: RunConfig, algorithm: str, typed: Sequence[str] = ())
     missing: dict[str, str] = {}
     if config.pretrained_checkpoint.restore_from_path is None:
         missing["a checkpoint to start from (--ckpt)"] = "--ckpt model.nemo"
-    scores = getattr(config.model.algorithm, "score_path", ())
-    if not data.train_ds.file_path and not evaluates and not scores:
+    own: Any = config.model.algorithm
+    uses = not own.trains or getattr(own, "score_path", ())
+    if not data.train_ds.file_path and not evaluates and not uses:
         missing["rows to learn from (--data)"] = "--data train.jsonl"
+    if not own.trains and not own.prompt and not own.prompts_path:
+        missing["something to answer (--prompt or --data)"] = '--prompt "Hello"'
     if missing:
         raise ConfigError(
             f"{algorithm} needs {' and '.join(missing)}; no flag, file or environment variable names "

@@ -195,6 +195,8 @@ class AlgorithmSettings(Section):
 
     rows: ClassVar[Literal["texts", "pairs", "labels", "rewards"]] = "texts"
     """What it learns from."""
+    trains: ClassVar[bool] = True
+    """False for a command that only uses a model."""
     free: ClassVar[tuple[str, ...]] = ()
     """Keys of the architecture that such a run decides itself, whatever the checkpoint says."""
 

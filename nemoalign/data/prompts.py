@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,24 +37,37 @@ def read_prompts(path: Path, tokenizer: Tokenizer, settings: SftSettings) -> lis
     Raises:
         DataError: for a row that is none, or whose prompt leaves no room for an answer.
     """
-    file, template = open_rows(path), settings.template()
-    found: list[Prompt] = []
-    for number in range(len(file)):
-        where = file.where(number)
-        record = _answered(file.record(number), template)
-        try:
-            row = choose_schema_of(record, template, settings.format).read(record)
-            ids, end = _ids(row, tokenizer, settings, template)
-        except DataError as error:
-            raise DataError(f"{where} {error}") from error
-        if not 0 < len(ids) < settings.max_seq_length:
-            raise DataError(
-                f"{where} is a prompt of {len(ids)} tokens; it must have some, and fewer than the "
-                f"{settings.max_seq_length} of --seq-len."
-            )
-        stops = frozenset({tokenizer.eos_id, *end})
-        found.append(Prompt(tuple(int(token) for token in ids), stops, where))
-    return found
+    file = open_rows(path)
+    return [
+        read_prompt(file.record(number), file.where(number), tokenizer, settings)
+        for number in range(len(file))
+    ]
+
+
+def read_prompt(
+    record: Mapping[str, Any], where: str, tokenizer: Tokenizer, settings: SftSettings
+) -> Prompt:
+    """Return the prompt of one row; see ``read_prompts``."""
+    template = settings.template()
+    full = _answered(record, template)
+    try:
+        row = choose_schema_of(full, template, settings.format).read(full)
+        ids, end = _ids(row, tokenizer, settings, template)
+    except DataError as error:
+        raise DataError(f"{where} {error}") from error
+    return made_prompt(ids, {tokenizer.eos_id, *end}, where, settings)
+
+
+def made_prompt(
+    ids: Sequence[int], stop_ids: Collection[int], where: str, settings: SftSettings
+) -> Prompt:
+    """Return a prompt that has tokens, and room for an answer behind them."""
+    if not 0 < len(ids) < settings.max_seq_length:
+        raise DataError(
+            f"{where} is a prompt of {len(ids)} tokens; it must have some, and fewer than the "
+            f"{settings.max_seq_length} of --seq-len."
+        )
+    return Prompt(tuple(int(token) for token in ids), frozenset(stop_ids), where)
 
 
 def _answered(record: Mapping[str, Any], template: PromptTemplate) -> dict[str, Any]:

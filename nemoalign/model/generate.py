@@ -39,17 +39,16 @@ class Request:
     max_new_tokens: int
     number: int = 0
     """For its draws; each row of a data set has its own."""
+    has_ended: Callable[[Sequence[int]], bool] | None = None
+    """Told all tokens of the answer after each of them; must answer alike on every rank."""
 
 
 @dataclass
 class _Row:
     """A row so far, and how many of its tokens are in the cache."""
 
-    number: int
+    request: Request
     tokens: list[int]
-    prompt: int
-    """Tokens of its prompt."""
-    stop_ids: Collection[int]
     limit: int
     """Tokens it may have in all."""
     cached: int = 0
@@ -57,21 +56,27 @@ class _Row:
     @classmethod
     def of(cls, request: Request, longest: int) -> _Row:
         """Return a row that has its prompt alone and gets no longer than ``longest``."""
-        length = len(request.ids)
-        limit = min(longest, length + request.max_new_tokens)
-        return cls(request.number, list(request.ids), length, request.stop_ids, limit)
+        limit = min(longest, len(request.ids) + request.max_new_tokens)
+        return cls(request, list(request.ids), limit)
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens after its prompt."""
+        return self.tokens[len(self.request.ids) :]
 
     @property
     def draw(self) -> Draw:
         """What the choice of its next token depends on."""
-        length = len(self.tokens)
-        return Draw(self.number, length, length - self.prompt, self.stop_ids)
+        asked, length = self.request, len(self.tokens)
+        return Draw(asked.number, length, length - len(asked.ids), asked.stop_ids)
 
     @property
     def is_done(self) -> bool:
         """True when nothing follows any more."""
-        ended = len(self.tokens) > self.prompt and self.tokens[-1] in self.stop_ids
-        return ended or len(self.tokens) >= self.limit
+        asked, answer = self.request, self.answer
+        if len(self.tokens) >= self.limit or (answer and answer[-1] in asked.stop_ids):
+            return True
+        return bool(answer) and asked.has_ended is not None and asked.has_ended(answer)
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def generate(
     while go_on(engine.is_busy):
         if engine.is_busy:
             engine.advance()
-    return [row.tokens[row.prompt :] for row in rows]
+    return [row.answer for row in rows]
 
 
 def _parts(rows: Sequence[tuple[int, _Row]], chunks: int) -> list[Sequence[tuple[int, _Row]]]:

@@ -68,7 +68,8 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
         sequence_parallel=config.model.sequence_parallel,
     )
     layout.check(arch)
-    layout.num_microbatches(config.model.global_batch_size, config.model.micro_batch_size)
+    if config.model.algorithm.trains:
+        layout.num_microbatches(config.model.global_batch_size, config.model.micro_batch_size)
     tokenizer = build_tokenizer(source.files, merged.checkpoint_config.get("tokenizer") or {})
     inputs = read_inputs(config, tokenizer)
     for line in inputs.findings.lines() + packing_report(inputs, config, layout):

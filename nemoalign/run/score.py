@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,14 +19,14 @@ select_backend()
 from megatron.core import parallel_state
 
 from nemoalign.data.rewards import AnswerDataset
-from nemoalign.errors import ConfigError, ConflictError
+from nemoalign.errors import ConfigError
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.model.lora_settings import lora_settings
 from nemoalign.parallel.state import start
+from nemoalign.run.appearing import appearing, target_of
 from nemoalign.run.assemble import built_model
 from nemoalign.run.policies import load_policy
 from nemoalign.run.prepare import Prepared, prepare
-from nemoalign.train.agreement import Attempt
 from nemoalign.train.algorithm import load_algorithm
 from nemoalign.train.inputs import measuring_feed, row_settings, storage_of
 from nemoalign.train.learner import Learner
@@ -67,7 +64,7 @@ def score(merged: Merged, reporter: Reporter, requests: Requests | None) -> dict
         dp_rank = parallel_state.get_data_parallel_rank()
         feed = measuring_feed(rows, config, made.layout, dp_rank, made.tokenizer.eos_id)
         outputs = made.arch.num_attributes
-        with _appearing(target) as write, reporter.progress("scoring", len(rows), "rows") as bar:
+        with appearing(target) as write, reporter.progress("scoring", len(rows), "rows") as bar:
             for numbers, rewards in _computed(learner, feed, outputs, requests):
                 write(scores.lines(numbers, rewards))
                 bar.advance(len(numbers))
@@ -80,19 +77,13 @@ def score(merged: Merged, reporter: Reporter, requests: Requests | None) -> dict
 
 
 def _target(merged: Merged) -> Path:
-    manager, data = merged.config.exp_manager, merged.config.model.data
-    target = manager.explicit_log_dir
-    if data.train_ds.file_path:
+    if merged.config.model.data.train_ds.file_path:
         raise ConfigError(
             "--score trains nothing. Leave --data out, or train first without --score."
         )
-    if target is None:
+    if merged.config.exp_manager.explicit_log_dir is None:
         raise ConfigError("--score needs to know where to: -o scores.jsonl")
-    if target.is_dir() or (target.exists() and not manager.overwrite):
-        raise ConflictError(
-            f"{target} exists. Give another file with -o, or replace it with --overwrite."
-        )
-    return target
+    return target_of(merged)
 
 
 def _rows(merged: Merged, made: Prepared) -> AnswerDataset:
@@ -112,35 +103,6 @@ def _learner(merged: Merged, made: Prepared, backend: Backend) -> Learner:
         chunk.requires_grad_(False)
     algorithm = load_algorithm(merged.row.target, config.model.algorithm)
     return Learner(chunks, algorithm, backend, config.model.optim, grad_clip=0.0)
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Callable[[list[str]], None]]:
-    """Yield what writes lines to a file that appears when it is whole, on rank 0. Collective.
-
-    Raises:
-        ResourceError: on every rank, when the disk had no room for it.
-    """
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    attempt = Attempt()
-    file = attempt.run(lambda: unfinished.open("w", encoding="utf-8")) if speaking_rank() else None
-
-    def publish(file: IO[str]) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        unfinished.replace(target)
-
-    try:
-        yield lambda lines: None if file is None else attempt.run(partial(file.writelines, lines))
-        if file is not None:
-            attempt.run(partial(publish, file))
-        attempt.agree()
-    finally:
-        if file is not None:
-            with suppress(OSError):
-                file.close()
-            unfinished.unlink(missing_ok=True)
 
 
 def _computed(

@@ -1,0 +1,87 @@
+"""Answers of the real command are transformers' own, in every layout, and end where they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from nemoalign.run.answer import _Writer
+from tests.commands import tiny
+
+QUESTIONS = ["What does the cat say?", "What does the dog say 3 times?", "Why?"]
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("answers")
+    tiny.make_llama(root / "hf")
+    tiny.write_rows(root / "prompts.jsonl", [{"messages": [{"role": "user", "content": q}]} for q in QUESTIONS])  # fmt: skip
+    return root
+
+
+def theirs(made: Path) -> list[str]:
+    model, tokenizer = (
+        LlamaForCausalLM.from_pretrained(made / "hf"),
+        AutoTokenizer.from_pretrained(made / "hf"),
+    )
+    found = []
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        whole = model.generate(
+            torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+        found.append(tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True))
+    return found
+
+
+@pytest.mark.slow
+def test_answers_are_transformers_in_every_layout_and_come_in_order(made, tmp_path) -> None:
+    expected = theirs(made)
+    shared = ["generate", "--ckpt", made / "hf", "--precision", "fp32", "--max-new-tokens", NEW]
+    file = tmp_path / "answers.jsonl"
+    told = tiny.ok(*shared, "--data", made / "prompts.jsonl", "--devices", 2, "-o", file, "--json")
+    assert json.loads(told)["count"] == 3
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["response"] for line in lines] == expected
+    assert [line["source"].rpartition(" ")[2] for line in lines] == ["1", "2", "3"]
+    typed = [word for question in QUESTIONS for word in ("--prompt", question)]
+    told = tiny.ok(*shared, *typed, "--tp", 2, "--json")
+    assert [one["response"] for one in json.loads(told)["texts"]] == expected
+    again = tiny.command(*shared, "--data", made / "prompts.jsonl", "-o", file)
+    assert again.returncode == 5
+    assert "--overwrite" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_single_answer_alone_goes_to_standard_output(made) -> None:
+    shared = ["generate", "--ckpt", made / "hf", "--precision", "fp32", "--max-new-tokens", NEW]
+    assert tiny.ok(*shared, "-p", QUESTIONS[0]) == theirs(made)[0] + "\n"
+
+
+class Letters:
+    """One letter a token; the last makes no character alone."""
+
+    def decode(self, ids) -> str:
+        return "".join("abcdef\N{REPLACEMENT CHARACTER}"[i] for i in ids)
+
+
+def test_what_is_shown_is_never_taken_back_and_ends_before_a_text_that_stops() -> None:
+    shown: list[str] = []
+    writer = _Writer(Letters(), ["de"], shown.append)
+    ended = [writer.has_ended([0, 1, 2, 3, 4][: count + 1]) for count in range(5)]
+    assert ended == [False, False, False, False, True]
+    assert "".join(shown) == "abc"
+    assert all("d" not in part for part in shown), "a text that may stop it is held back"
+
+
+def test_a_character_is_shown_when_it_is_whole() -> None:
+    shown: list[str] = []
+    writer = _Writer(Letters(), [], shown.append)
+    assert not writer.has_ended([0, 6])
+    assert shown == []
+    assert not writer.has_ended([0, 1])
+    assert shown == ["ab"]
