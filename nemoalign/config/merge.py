@@ -95,6 +95,8 @@ class _Merge:
             key: Given(escaped(plain(entry.default)), DEFAULT)
             for key, entry in self.entries.items()
         }
+        if preset is not None and row.name not in PRESETS[preset]:
+            raise ConfigError(f"--preset {preset} has nothing for {row.name}. Leave it out.")
         values: Mapping[str, Any] = {} if preset is None else PRESETS[preset][row.name]
         self.preset: Mapping[str, Given] = {
             key: Given(plain(v), f"--preset {preset}") for key, v in values.items()

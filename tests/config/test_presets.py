@@ -6,13 +6,17 @@ from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.merge import merge_run
 from nemoalign.config.presets import NOTES, PRESETS
 from nemoalign.config.values import Every
+from nemoalign.errors import ConfigError
 
 
 def merged(preset, algorithm="sft", **options):
     return merge_run(algorithm, environ={}, preset=preset, **options)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+TRAINING = [name for name, row in ALGORITHMS.items() if row.settings.trains]
+
+
+@pytest.mark.parametrize("algorithm", TRAINING)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_value_is_taken_and_says_where_it_came_from(name, algorithm):
     found = merged(name, algorithm)
@@ -22,6 +26,11 @@ def test_every_value_is_taken_and_says_where_it_came_from(name, algorithm):
         assert found.sources[key] in (f"--preset {name}", "default (--seq-len is shorter)")
         assert entries[key].read(value) == value
     assert found.config.model.optim.betas == PRESETS[name][algorithm]["model.optim.betas"]
+
+
+def test_a_command_that_trains_nothing_has_no_peers():
+    with pytest.raises(ConfigError, match="nothing for generate"):
+        merged("trl", "generate")
 
 
 def test_peers_losses_of_pairs_and_labels():
