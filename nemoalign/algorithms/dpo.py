@@ -52,6 +52,10 @@ CONSTANT = (
 """Losses that are the same number for every pair whose policy is its reference."""
 
 
+ROUNDING = 1e-5
+"""Share of its log-prob by which an answer must fall to be displaced: less is how layouts differ."""
+
+
 class Dpo(Preference):
     """Losses over pairs, by NeMo-Aligner's and TRL's names."""
 
@@ -157,6 +161,7 @@ class Dpo(Preference):
         """Return what is worth watching of each pair, every tensor [pairs]."""
         chosen = self.options.beta * (pairs.chosen - pairs.chosen_reference)
         rejected = self.options.beta * (pairs.rejected - pairs.rejected_reference)
+        fall = pairs.chosen_reference - pairs.chosen
         return {
             "accuracy": (chosen > rejected).float(),
             "margin": chosen - rejected,
@@ -166,7 +171,7 @@ class Dpo(Preference):
             "logprobs_rejected": pairs.rejected,
             "tokens_chosen": pairs.chosen_tokens,
             "tokens_rejected": pairs.rejected_tokens,
-            "displaced": (chosen < 0).float(),
+            "displaced": (fall > ROUNDING * pairs.chosen_reference.abs()).float(),
         }
 
     def _pairs(self, policy: Tensor, batch: Batch) -> Pairs:
