@@ -165,15 +165,18 @@ def _work(
 
 
 def _merge(row: AlgorithmRow, known: TrainFlags, typed: Mapping[str, Any]) -> Merged:
+    from nemoalign.config.layers import Said
     from nemoalign.config.merge import merge_run
 
     return merge_run(
         row.name,
-        flags=flags.given(row.flags(), typed),
-        sets=[*known.set, *(typed["overrides"] or [])],
-        configs=known.config,
-        checkpoint=_model_config,
-        preset=known.preset,
+        Said(
+            flags=flags.given(row.flags(), typed),
+            sets=[*known.set, *(typed["overrides"] or [])],
+            configs=known.config,
+            preset=known.preset,
+        ),
+        _model_config,
     )
 
 

@@ -39,6 +39,20 @@ class Layer:
     dropped: Sequence[str] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What people give for one run, the lowest layer first."""
+
+    preset: str | None = None
+    """A peer of ``presets``."""
+    configs: Sequence[Path] = ()
+    environ: Mapping[str, str] | None = None
+    """The process's own, when None."""
+    sets: Sequence[str] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What was typed, by dotted key."""
+
+
 def stack(layers: Sequence[Layer]) -> dict[str, Given]:
     """Return what remains when each layer is laid over the ones before it."""
     merged: dict[str, Given] = {}

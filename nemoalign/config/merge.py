@@ -24,6 +24,7 @@ from nemoalign.config.interpolation import RESOLVERS
 from nemoalign.config.layers import (
     Given,
     Layer,
+    Said,
     environment_layer,
     flags_layer,
     sets_layer,
@@ -49,19 +50,9 @@ _RESOLVER = re.compile(r"(?<!\\)\$\{\s*(?P<name>[^{}:\s]*)\s*(?P<end>[:$}])")
 ReadCheckpoint = Callable[[Path], Mapping[str, Any]]
 
 
-def merge_run(  # noqa: PLR0913 - one argument for each layer
-    algorithm: str,
-    *,
-    flags: Mapping[str, Any] | None = None,
-    sets: Sequence[str] = (),
-    configs: Sequence[Path] = (),
-    environ: Mapping[str, str] | None = None,
-    checkpoint: ReadCheckpoint | None = None,
-    preset: str | None = None,
-) -> Merged:
+def merge_run(algorithm: str, said: Said, checkpoint: ReadCheckpoint | None = None) -> Merged:
     """Return the merged configuration of one run of ``algorithm``.
 
-    ``preset`` names a peer of ``presets``; ``flags`` maps dotted keys to what was typed;
     ``checkpoint`` returns the ``model_config.yaml`` fields of the source at a path. That a checkpoint
     and data are named at all is ``check.check_complete``'s matter, so that ``--print-config`` works
     without them.
@@ -71,14 +62,14 @@ def merge_run(  # noqa: PLR0913 - one argument for each layer
         ContentError: when a layer changes a locked key of the checkpoint.
         SourceError: when a ``--config`` file cannot be read.
     """
-    merge = _Merge(ALGORITHMS[algorithm], preset)
+    merge = _Merge(ALGORITHMS[algorithm], said.preset)
     first = [Path(FIRST_CONFIG)] if Path(FIRST_CONFIG).is_file() else []
-    environ = os.environ if environ is None else environ
-    upper = merge.read(flags or {}, sets, [*first, *configs], environ)
+    environ = os.environ if said.environ is None else said.environ
+    upper = merge.read(said.flags, said.sets, [*first, *said.configs], environ)
     base = merge.read_checkpoint(upper, checkpoint)
     merged = merge.finish(upper, base)
-    if preset is not None:
-        merged.notes.append(f"--preset {preset}: {NOTES[preset][algorithm]}")
+    if said.preset is not None:
+        merged.notes.append(f"--preset {said.preset}: {NOTES[said.preset][algorithm]}")
     if first:
         merged.notes.append(f"{FIRST_CONFIG} in this directory is read as the first --config.")
     return merged

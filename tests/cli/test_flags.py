@@ -9,6 +9,7 @@ from nemoalign.cli import flags
 from nemoalign.cli.app import COMMANDS
 from nemoalign.cli.checkpoint import ConvertFlags
 from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError
 
@@ -82,7 +83,7 @@ def test_every_flag_reaches_the_config_under_its_key_with_its_source(entry):
         given["model.peft.lora_tuning.adapter_dim"] = "8"
     if entry.setting.flag == "--min-lr":
         given["model.optim.lr"] = "1"
-    merged = merge_run("sft", flags=given, environ={})
+    merged = merge_run("sft", Said(flags=given, environ={}))
     node = merged.tree
     for part in entry.key.split("."):
         node = node[part]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemoalign.cli.rundir import choose_directory
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError
 from nemoalign.parallel.world import World
@@ -17,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 def merged(**flags):
     return merge_run(
-        "sft", flags={key.replace("__", "."): v for key, v in flags.items()}, environ={}
+        "sft", Said(flags={key.replace("__", "."): v for key, v in flags.items()}, environ={})
     )
 
 

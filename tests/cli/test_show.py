@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from nemoalign.cli import show
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 
 
@@ -41,7 +42,7 @@ def test_columns_are_aligned(capsys):
 
 
 def test_the_config_shows_a_source_beside_every_value(capsys):
-    merged = merge_run("sft", flags={"model.optim.lr": "3e-4"}, environ={})
+    merged = merge_run("sft", Said(flags={"model.optim.lr": "3e-4"}, environ={}))
     show.config(merged, as_json=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lr:", "0.0003", "#", "flag", "--lr"] in lines

@@ -1,5 +1,6 @@
 """One way to merge in tests: layers as keyword arguments, files written to a temporary folder."""
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 
 CHECKPOINT = {
@@ -35,9 +36,6 @@ def merge(tmp_path, files=(), *, checkpoint=None, flags=None, sets=(), environ=N
         known = {**CKPT, **known}
     return merge_run(
         "sft",
-        flags=known,
-        sets=sets,
-        configs=paths,
-        environ=environ or {},
-        checkpoint=None if checkpoint is None else lambda path: checkpoint,
+        Said(flags=known, sets=sets, configs=paths, environ=environ or {}),
+        None if checkpoint is None else lambda path: checkpoint,
     )

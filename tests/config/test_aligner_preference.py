@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.config.values import DataFile, Every
 from nemoalign.errors import ConfigError
@@ -74,11 +75,8 @@ def written(folder: Path, name: str) -> Path:
 def merged(algorithm, configs=(), *sets):
     return merge_run(
         algorithm,
-        flags=CKPT,
-        configs=configs,
-        sets=sets,
-        environ={},
-        checkpoint=lambda path: {**CHECKPOINT, "encoder_seq_length": 1024},
+        Said(flags=CKPT, configs=configs, sets=sets, environ={}),
+        lambda path: {**CHECKPOINT, "encoder_seq_length": 1024},
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from nemoalign.config.check import check_complete
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError
 from tests.config.merging import CHECKPOINT, CKPT, merge
@@ -111,6 +112,6 @@ def test_schedules_that_contradict_themselves_or_are_not_offered(tmp_path, sched
 
 def test_a_kl_of_micro_batches_and_packs_are_said_not_to_fit() -> None:
     sets = ["model.kto.kl_estimate=micro_batch"]
-    (warning,) = merge_run("kto", sets=sets, environ={}).warnings
+    (warning,) = merge_run("kto", Said(sets=sets, environ={})).warnings
     assert "Add --no-packing" in warning
-    assert merge_run("kto", environ={}, preset="nemo-aligner").warnings == []
+    assert merge_run("kto", Said(environ={}, preset="nemo-aligner")).warnings == []

@@ -4,6 +4,7 @@ import pytest
 
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.config.check import check_complete
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError
 from tests.config.merging import CHECKPOINT, CKPT
@@ -20,9 +21,9 @@ def test_its_flags_are_its_own_and_those_of_layout_and_output() -> None:
 
 
 def test_something_to_answer_is_asked_for_and_nothing_to_learn_from() -> None:
-    lacking = merge_run("generate", flags=CKPT, environ={}, checkpoint=lambda _: CHECKPOINT)
+    lacking = merge_run("generate", Said(flags=CKPT, environ={}), lambda _: CHECKPOINT)
     with pytest.raises(ConfigError, match=r'something to answer.*--prompt "Hello"'):
         check_complete(lacking.config, "generate")
     given = {**CKPT, "model.generate.prompt": ["Hello"]}
-    asked = merge_run("generate", flags=given, environ={}, checkpoint=lambda _: CHECKPOINT)
+    asked = merge_run("generate", Said(flags=given, environ={}), lambda _: CHECKPOINT)
     check_complete(asked.config, "generate")

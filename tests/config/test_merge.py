@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError, SourceError
 from tests.config.merging import CHECKPOINT, merge
@@ -103,7 +104,7 @@ def test_text_from_a_checkpoint_is_never_evaluated(tmp_path):
     assert merged.config.model.data.train_ds.prompt_template == "${oc.env:HOME} {a}"
     again = tmp_path / "again.yaml"
     again.write_text(merged.to_yaml())
-    repeated = merge_run("sft", configs=[again], environ={})
+    repeated = merge_run("sft", Said(configs=[again], environ={}))
     assert repeated.config.model.data.train_ds.prompt_template == "${oc.env:HOME} {a}"
 
 
@@ -130,4 +131,4 @@ def test_nemoalign_yaml_in_the_working_directory_comes_first_and_is_said(tmp_pat
 
 def test_a_missing_config_file_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"no file nowhere\.yaml"):
-        merge_run("sft", configs=[Path("nowhere.yaml")], environ={})
+        merge_run("sft", Said(configs=[Path("nowhere.yaml")], environ={}))

@@ -3,6 +3,7 @@
 import pytest
 
 from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.config.preference import PAIR_LOSSES, DpoSettings, KtoSettings, parse_losses
 from nemoalign.errors import ConfigError
@@ -44,7 +45,7 @@ def test_losses_are_names_with_weights() -> None:
 )  # fmt: skip
 def test_losses_that_cannot_be_are_refused_before_any_data_is_read(sets, says) -> None:
     with pytest.raises(ConfigError, match=says):
-        merge_run("dpo", sets=[f"model.dpo.{one}" for one in sets], environ={})
+        merge_run("dpo", Said(sets=[f"model.dpo.{one}" for one in sets], environ={}))
 
 
 def test_every_loss_is_offered_and_most_take_every_default() -> None:

@@ -3,14 +3,15 @@
 import pytest
 
 from nemoalign.config.algorithms import ALGORITHMS
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.config.presets import NOTES, PRESETS
 from nemoalign.config.values import Every
 from nemoalign.errors import ConfigError
 
 
-def merged(preset, algorithm="sft", **options):
-    return merge_run(algorithm, environ={}, preset=preset, **options)
+def merged(preset, algorithm="sft", checkpoint=None, **said):
+    return merge_run(algorithm, Said(environ={}, preset=preset, **said), checkpoint)
 
 
 TRAINING = [name for name, row in ALGORITHMS.items() if row.settings.trains]

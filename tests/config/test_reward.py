@@ -2,6 +2,7 @@
 
 import pytest
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.config.reward import RmSettings
 from nemoalign.errors import ConfigError
@@ -45,7 +46,7 @@ def test_nemo_aligners_own_file_is_read(tmp_path) -> None:
     path = tmp_path / "training_rm.yaml"
     path.write_text(TRAINING_RM)
     tied = {**CHECKPOINT, "share_embeddings_and_output_weights": True}
-    merged = merge_run("rm", flags=CKPT, configs=[path], environ={}, checkpoint=lambda _: tied)
+    merged = merge_run("rm", Said(flags=CKPT, configs=[path], environ={}), lambda _: tied)
     own = merged.config.model.algorithm
     assert isinstance(own, RmSettings)
     assert (own.reward_model_type, own.loss_func) == ("regression", "margin_bt")
@@ -62,7 +63,7 @@ def test_nemo_aligners_own_file_is_read(tmp_path) -> None:
     ("flags", "kind"), [({}, "binary_ranking"), ({"model.rm.loss_func": "scaled_bt"}, "regression")]
 )
 def test_a_loss_of_regression_says_what_kind_of_model_it_is(flags, kind) -> None:
-    merged = merge_run("rm", flags={**CKPT, **flags}, environ={}, checkpoint=lambda _: CHECKPOINT)
+    merged = merge_run("rm", Said(flags={**CKPT, **flags}, environ={}), lambda _: CHECKPOINT)
     assert merged.config.model.algorithm.reward_model_type == kind
 
 
@@ -73,15 +74,15 @@ def test_what_a_reward_model_is_goes_on_being_so() -> None:
         "use_avg_pool": True,
         "regression": {"num_attributes": 2, "loss_mask_val": -1, "attribute_weights": [0.5, 0.5]},
     }
-    merged = merge_run("rm", flags=CKPT, environ={}, checkpoint=lambda _: trained)
+    merged = merge_run("rm", Said(flags=CKPT, environ={}), lambda _: trained)
     own = merged.config.model.algorithm
     assert (own.reward_model_type, own.use_avg_pool, own.loss_mask_val) == ("regression", True, -1)
     assert (own.attribute_weights, own.merge_attributes) == ((0.5, 0.5), False)
     assert merged.sources["model.rm.use_avg_pool"] == "checkpoint m.nemo"
-    merge_run("sft", flags=CKPT, environ={}, checkpoint=lambda _: trained)
+    merge_run("sft", Said(flags=CKPT, environ={}), lambda _: trained)
 
 
 def test_a_reward_model_answers_no_prompts() -> None:
     flags = {**CKPT, "model.data.validation_ds.prompts_path": "prompts.jsonl"}
     with pytest.raises(ConfigError, match="Leave --val-prompts out"):
-        merge_run("rm", flags=flags, environ={}, checkpoint=lambda _: CHECKPOINT)
+        merge_run("rm", Said(flags=flags, environ={}), lambda _: CHECKPOINT)

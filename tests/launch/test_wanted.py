@@ -2,6 +2,7 @@ import subprocess
 
 import pytest
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError
 from nemoalign.launch.wanted import rank_command, wanted_ranks
@@ -16,7 +17,7 @@ def wanted(world=None, **flags) -> int:
         "nodes": "trainer.num_nodes",
     }
     typed = {keys[name]: value for name, value in flags.items()}
-    merged = merge_run("sft", flags=typed, environ={})
+    merged = merge_run("sft", Said(flags=typed, environ={}))
     return wanted_ranks(merged.config, world, {"CUDA_VISIBLE_DEVICES": ""})
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError, ConflictError
 from nemoalign.log import PlainReporter
@@ -35,7 +36,7 @@ def test_what_cannot_be_written_is_refused_first(more, error, words, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").write_text("kept")
     given = {**CKPT, "model.rm.score_path": ["rows.jsonl"], **more}
-    merged = merge_run("rm", flags=given, environ={}, checkpoint=lambda _: CHECKPOINT)
+    merged = merge_run("rm", Said(flags=given, environ={}), lambda _: CHECKPOINT)
     with pytest.raises(error, match=words):
         score(merged, PlainReporter(quiet=True), None)
     assert (tmp_path / "there").read_text() == "kept"

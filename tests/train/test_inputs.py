@@ -1,5 +1,6 @@
 import pytest
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.data.tokenizer_hf import load_hf
 from nemoalign.errors import DataError
@@ -18,7 +19,7 @@ def tokenizer(tmp_path_factory):
 def _config(tmp_path, *, rows=10, **flags):
     data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(rows, seed=1))
     keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4, **flags}
-    return merge_run("sft", flags=keys, environ={}).config
+    return merge_run("sft", Said(flags=keys, environ={})).config
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_fewer_rows_than_a_global_batch_are_an_error(tmp_path, tokenizer) -> Non
 def test_evaluation_needs_no_training_rows(tmp_path, tokenizer) -> None:
     data = tiny.write_rows(tmp_path / "val.jsonl", tiny.rows(3, seed=1))
     flags = {"model.data.validation_ds.file_path": [str(data)], "trainer.sft.max_steps": 0}
-    config = merge_run("sft", flags=flags, environ={}).config
+    config = merge_run("sft", Said(flags=flags, environ={})).config
     inputs = read_inputs(config, tokenizer)
     train, validation, *_ = make_feeds(inputs, config, ParallelLayout(1), 0, 2)
     assert train is None
@@ -91,7 +92,7 @@ def _pairs(tmp_path, *, algorithm="dpo", **flags):
     ]
     data = tiny.write_rows(tmp_path / "pairs.jsonl", made)
     keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4, **flags}
-    return merge_run(algorithm, flags=keys, environ={}).config
+    return merge_run(algorithm, Said(flags=keys, environ={})).config
 
 
 def test_a_pack_has_room_for_both_answers_of_every_pair_of_a_micro_batch(
@@ -135,7 +136,9 @@ def test_shares_of_the_training_rows_are_disjoint_and_all_of_them(tmp_path, toke
     data = tiny.write_rows(tmp_path / "rows.jsonl", made)
     keys = {"model.data.train_ds.file_path": [str(data)], "model.global_batch_size": 4}
     sets = ["model.data.splits_string=80,10,10"]
-    inputs = read_inputs(merge_run(algorithm, flags=keys, sets=sets, environ={}).config, tokenizer)
+    inputs = read_inputs(
+        merge_run(algorithm, Said(flags=keys, sets=sets, environ={})).config, tokenizer
+    )
     splits = [inputs.train, inputs.validation, inputs.test]
     lines = [{rows.place(i) for i in range(len(rows))} for rows in splits if rows is not None]
     assert [len(part) for part in lines] == [32, 4, 4]
@@ -151,7 +154,7 @@ def test_several_files_to_measure_on_are_sources_of_their_own(tmp_path, tokenize
     ]
     keys = {"model.data.validation_ds.file_path": [str(file) for file in files]}
     flags = {**keys, "trainer.sft.max_steps": 0, "model.global_batch_size": 4}
-    config = merge_run("sft", flags=flags, environ={}).config
+    config = merge_run("sft", Said(flags=flags, environ={})).config
     inputs = read_inputs(config, tokenizer)
     feed = make_feeds(inputs, config, ParallelLayout(1), 0, 2).validation
     assert feed is not None

@@ -1,5 +1,6 @@
 import yaml
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.data.tokenizer_hf import load_hf
 from nemoalign.train.inputs import read_inputs
@@ -20,7 +21,7 @@ def _written(tmp_path, rows, **flags):
         "model.global_batch_size": 4,
         "pretrained_checkpoint.restore_from_path": "base.nemo",
     }
-    merged = merge_run("sft", flags=flags, environ={}, checkpoint=lambda path: CHECKPOINT)
+    merged = merge_run("sft", Said(flags=flags, environ={}), lambda path: CHECKPOINT)
     tiny.make_tokenizer().save_pretrained(tmp_path / "t")
     files = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
     tokenizer = load_hf(files, {})

@@ -5,6 +5,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nemoalign.config.layers import Said
 from nemoalign.config.merge import merge_run
 from nemoalign.config.trainer import ExpManager, WandbLogger
 from nemoalign.errors import ConfigError, ResourceError
@@ -30,22 +31,27 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
 
 
 def test_flags_and_nemos_keys_mean_the_same() -> None:
-    typed = merge_run("sft", flags={"exp_manager.wandb_logger_kwargs.project": "p"}, environ={})
+    typed = merge_run(
+        "sft", Said(flags={"exp_manager.wandb_logger_kwargs.project": "p"}, environ={})
+    )
     given = merge_run(
         "sft",
-        sets=["exp_manager.create_wandb_logger=true", "exp_manager.wandb_logger_kwargs.project=p"],
-        environ={},
+        Said(
+            sets=[
+                "exp_manager.create_wandb_logger=true",
+                "exp_manager.wandb_logger_kwargs.project=p",
+            ],
+            environ={},
+        ),
     )
     assert typed.config == given.config
     assert typed.config.exp_manager.create_wandb_logger
     with pytest.raises(ConfigError, match="--wandb PROJECT"):
-        merge_run("sft", sets=["exp_manager.create_wandb_logger=true"], environ={})
+        merge_run("sft", Said(sets=["exp_manager.create_wandb_logger=true"], environ={}))
 
 
 def run_to(directory, steps: range, resumed_at: int) -> None:
-    merged = merge_run(
-        "sft", flags={"exp_manager.create_tensorboard_logger": True}, environ={}
-    )  # fmt: skip
+    merged = merge_run("sft", Said(flags={"exp_manager.create_tensorboard_logger": True}, environ={}))  # fmt: skip
     records = RunDirectory(directory)
     records.open()
     records.sinks = open_sinks(merged, directory, resumed_at)
