@@ -17,8 +17,8 @@ Packs = list[list[int]]
 def share_packs(lengths: Sequence[int], capacity: int, ranks: int) -> list[Packs]:
     """Return the packs of each data-parallel rank.
 
-    Every row is in exactly one pack, longest first; all ranks get the same number of packs, and about
-    the same number of tokens. A pack without rows fills a rank up.
+    Every row is in exactly one pack, longest first; all ranks get the same number of packs, and the
+    tokens of two of them differ by less than a pack. A pack without rows fills a rank up.
 
     Args:
         lengths: tokens of each row of the global batch.
@@ -31,10 +31,15 @@ def share_packs(lengths: Sequence[int], capacity: int, ranks: int) -> list[Packs
     if packs is None:
         packs = fitted + [[] for _ in range(count - len(fitted))]
     packs.sort(key=lambda pack: -sum(lengths[row] for row in pack))
-    rounds = [packs[start : start + ranks] for start in range(0, count, ranks)]
-    # There and back again: whoever got the longest pack of a round gets the shortest of the next.
-    dealt = [part[::-1] if number % 2 else part for number, part in enumerate(rounds)]
-    return [[part[rank] for part in dealt] for rank in range(ranks)]
+    shares: list[Packs] = [[] for _ in range(ranks)]
+    work = [0] * ranks
+    for start in range(0, count, ranks):
+        # Whoever has least to do gets the longest pack of the round.
+        least_first = sorted(range(ranks), key=work.__getitem__)
+        for rank, pack in zip(least_first, packs[start : start + ranks], strict=True):
+            shares[rank].append(pack)
+            work[rank] += sum(lengths[row] for row in pack)
+    return shares
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> Packs:
