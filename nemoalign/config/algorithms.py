@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nemoalign.config.fields import AlgorithmSettings, Entry, setting, settings_of
 from nemoalign.config.generation import GenerateSettings
@@ -55,6 +55,8 @@ class AlgorithmRow:
 @dataclass(frozen=True, kw_only=True)
 class SftSettings(AlgorithmSettings):
     """Supervised fine-tuning."""
+
+    counts_tokens: ClassVar[bool] = True
 
     mask: Literal["assistant", "completion", "none"] = setting(
         "assistant",

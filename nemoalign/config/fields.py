@@ -195,6 +195,8 @@ class AlgorithmSettings(Section):
 
     rows: ClassVar[Literal["texts", "pairs", "labels", "rewards"]] = "texts"
     """What it learns from."""
+    counts_tokens: ClassVar[bool] = False
+    """True when its loss is a mean over tokens; else over rows, pairs or labels."""
     trains: ClassVar[bool] = True
     """False for a command that only uses a model."""
     free: ClassVar[tuple[str, ...]] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from nemoalign.train.rotation import Rotation
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
+    from nemoalign.config.architecture import Architecture
     from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
@@ -70,6 +72,10 @@ def assemble(
     trained = learner.trained_parameters()
     what = f"training {trained:,} parameters" if made.inputs.limits.max_steps else "measuring"
     reporter.say(f"{what} in {config.trainer.precision} on {backend.name}")
+    if trained_architecture(config, made.arch) != made.arch:
+        reporter.say(
+            "the routers' own losses are left out: they are a token's, and this one a row's"
+        )
     return Trainer(
         learner,
         made.inputs.limits,
@@ -108,7 +114,7 @@ def _checkpointer(
 def built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
     """Build this rank's part of the model."""
     return build_model(
-        made.arch,
+        trained_architecture(config, made.arch),
         made.source.vocab_size,
         made.layout,
         precision=config.trainer.precision,
@@ -122,6 +128,16 @@ def built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) ->
         ),
         lora=lora,
     )
+
+
+def trained_architecture(config: RunConfig, arch: Architecture) -> Architecture:
+    """Return what is built: without router losses where a run's own loss is no mean over tokens.
+
+    A router's loss is a sum over tokens, and the learner divides all gradients by one count.
+    """
+    if config.model.algorithm.counts_tokens:
+        return arch
+    return replace(arch, moe_aux_loss_coeff=0.0, moe_z_loss_coeff=None)
 
 
 def archive_prefix(merged: Merged) -> Path:

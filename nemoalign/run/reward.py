@@ -53,9 +53,6 @@ def reward_model(
         f"reward head: {which}, {outputs} outputs" if outputs > 1 else f"reward head: {which}"
     )
     arch = replace(arch, num_attributes=outputs, share_embeddings_and_output_weights=False)
-    if arch.moe_aux_loss_coeff or arch.moe_z_loss_coeff:
-        reporter.say("router losses are left out: they are a token's, a reward model's is a pair's")
-        arch = replace(arch, moe_aux_loss_coeff=0.0, moe_z_loss_coeff=None)
     seed = None if keeps else config.model.seed
     return arch, with_reward_head(source.weights, arch, seed=seed)
 
