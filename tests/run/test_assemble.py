@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nemoalign.checkpoint.open import open_source
-from nemoalign.config.merge import merge_run
+from nemoalign.config.merge import Said, merge_run
 from nemoalign.run.assemble import trained_architecture
 from tests.checkpoint.models import FIXTURES
 from tests.commands import tiny
@@ -32,6 +32,6 @@ def test_training_goes_on_from_an_archive_an_adapter_and_its_merged_model(made, 
 @pytest.mark.parametrize(("algorithm", "kept"), [("sft", 0.02), ("dpo", 0.0), ("rm", 0.0)])
 def test_routers_losses_are_for_a_loss_that_counts_tokens(algorithm, kept) -> None:
     arch = open_source(FIXTURES / "hf_mixtral").arch
-    config = merge_run(algorithm, flags=CKPT, environ={}, checkpoint=lambda _: CHECKPOINT).config
+    config = merge_run(algorithm, Said(flags=CKPT, environ={}), lambda _: CHECKPOINT).config
     built = trained_architecture(config, replace(arch, moe_aux_loss_coeff=0.02))
     assert built == replace(arch, moe_aux_loss_coeff=kept)
