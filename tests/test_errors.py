@@ -4,7 +4,7 @@ from nemoalign import errors
 
 CONTRACT = {
     "ConfigError": 2, "SourceError": 3, "ContentError": 4, "ShapeError": 4, "ConflictError": 5,
-    "VerificationError": 6, "ResourceError": 7, "DataError": 8, "DivergedError": 9, "Stopped": 75,
+    "VerificationError": 6, "ResourceError": 7, "LostRankError": 7, "DataError": 8, "DivergedError": 9, "Stopped": 75,
     "Interrupted": 130,
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ def stored(algorithm: str) -> dict:
 
 
 def run(algorithm: str, made: Path, out: Path, *flags: object, steps: int = 10) -> list[dict]:
-    tiny.ok(
+    tiny.quickly(
         algorithm, "--ckpt", made / "hf", "--data", made / "rows.jsonl", "-o", out,
         "--max-steps", steps, *LIKE_TRL, *BETAS, *flags,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def test_ten_steps_are_trls(made, tmp_path) -> None:
 @pytest.mark.slow
 def test_five_steps_are_nemo_aligners_own(tmp_path) -> None:
     oracle = json.loads((curves.FIXTURES / "align/nemo_aligner_dpo.json").read_text())
-    tiny.ok(
+    tiny.quickly(
         "dpo", "--ckpt", curves.FIXTURES / "llama.nemo", "--data", curves.FIXTURES / "align/pref.jsonl",
         "-o", tmp_path / "run", "--gbs", 4, "--mbs", 2, "--max-steps", 5, "--epochs", 5,
         "--seq-len", 64, "--lr", "1e-3", "--beta", 0.2, "--grad-clip", 0, *curves.PLAIN,

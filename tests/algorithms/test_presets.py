@@ -15,7 +15,7 @@ SAME = ["--precision", "fp32", "--schedule", "constant", "--gbs", 4]
 @pytest.mark.parametrize("algorithm", ["dpo", "kto"])
 def test_ten_steps_are_trls(tmp_path, algorithm) -> None:
     made, stored = curves.make(tmp_path, algorithm), curves.stored(algorithm)
-    tiny.ok(
+    tiny.quickly(
         algorithm, "--preset", "trl", "--ckpt", made / "hf", "--data", made / "rows.jsonl",
         "-o", tmp_path / "run", *SAME, "--mbs", 4, "--lr", "1e-3", "--max-steps", 10,
     )  # fmt: skip
@@ -33,7 +33,7 @@ def test_five_steps_are_nemo_aligners(tmp_path, algorithm) -> None:
     rows = curves.FIXTURES / "align/pref.jsonl"
     if algorithm == "kto":
         rows = _labelled(rows, tmp_path / "rows.jsonl")
-    tiny.ok(
+    tiny.quickly(
         algorithm, "--preset", "nemo-aligner", "--ckpt", curves.FIXTURES / "llama.nemo",
         "--data", rows, "-o", tmp_path / "run", *SAME, "--mbs", 2, "--max-steps", 5, "--epochs", 5,
         "--seq-len", 64, "--grad-clip", 0, "--lr", oracle["optimizer"]["lr"], "--weight-decay", 0,

@@ -40,7 +40,7 @@ def made(tmp_path_factory) -> Path:
 def rm(
     made: Path, out: Path, *flags: object, steps: int = 3, ckpt: str = "hf", lr: float = 2e-4
 ) -> list[dict]:
-    tiny.ok(
+    tiny.quickly(
         "rm", "--ckpt", made / ckpt, "--data", made / "pairs.jsonl", "-o", out, "--gbs", 4,
         "--max-steps", steps, "--seq-len", 256, "--lr", lr, *PLAIN, *flags,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_lora_goes_on_in_another_layout_and_its_head_goes_with_it(made, tmp_path
     export(tmp_path / "two", tmp_path / "merged", reporter=QUIET)
     model = LlamaForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    tiny.ok(
+    tiny.quickly(
         "rm", "--score", made / "pairs.jsonl", "--ckpt", tmp_path / "two", "--precision", "fp32",
         "--gbs", 16, "-o", tmp_path / "scores.jsonl",
     )  # fmt: skip

@@ -10,7 +10,7 @@ def workshop(tmp_path_factory) -> Path:
     """A directory with a tiny llama as Hugging Face directory and as .nemo, and rows for it."""
     root = tmp_path_factory.mktemp("tiny")
     tiny.make_llama(root / "hf")
-    tiny.ok("convert", root / "hf", "-o", root / "m.nemo")
+    tiny.quickly("convert", root / "hf", "-o", root / "m.nemo")
     made = tiny.rows(96, seed=1)
     tiny.write_rows(root / "train.jsonl", made)
     tiny.write_rows(root / "chat.jsonl", [tiny.as_messages(row) for row in made])

@@ -49,13 +49,13 @@ def test_sft_starts_at_transformers_loss_and_exports_a_better_model(config, tmp_
     tiny.make_tokenizer().save_pretrained(tmp_path / "hf")
     made = tiny.rows(2 * ROWS, seed=1)
     tiny.write_rows(tmp_path / "train.jsonl", made)
-    tiny.ok("convert", tmp_path / "hf", "-o", tmp_path / "m.nemo")
-    tiny.ok(
+    tiny.quickly("convert", tmp_path / "hf", "-o", tmp_path / "m.nemo")
+    tiny.quickly(
         "sft", "--ckpt", tmp_path / "m.nemo", "--data", tmp_path / "train.jsonl",
         "-o", tmp_path / "run", "--no-shuffle", "--precision", "fp32", "--gbs", ROWS, "--mbs", 3,
         "--lr", 2e-3, "--max-steps", 2,
     )  # fmt: skip
-    tiny.ok("export", tmp_path / "run" / "megatron_gpt_sft.nemo", "-o", tmp_path / "tuned")
+    tiny.quickly("export", tmp_path / "run" / "megatron_gpt_sft.nemo", "-o", tmp_path / "tuned")
     first, second = (entry["loss"] for entry in tiny.read_metrics(tmp_path / "run"))
     before = loss_of(tmp_path / "hf", made[:ROWS])
     assert first == pytest.approx(before, abs=1e-5)

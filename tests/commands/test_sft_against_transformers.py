@@ -66,7 +66,7 @@ def _encode(tokenizer, row: dict, *, chat: bool) -> tuple[list[int], list[int]]:
 def test_losses_equal_a_plain_transformers_loop(data, tied, workshop, tmp_path) -> None:
     source = tiny.make_llama(tmp_path / "hf", tied=True) if tied else workshop / "hf"
     run = tmp_path / "run"
-    tiny.ok(
+    tiny.quickly(
         "sft", "--ckpt", source, "--data", workshop / f"{data}.jsonl", "-o", run, "--no-shuffle",
         "--precision", "fp32", "--gbs", ROWS_PER_STEP, "--mbs", 2, "--lr", LR,
         "--max-steps", STEPS,
@@ -80,7 +80,7 @@ def test_losses_equal_a_plain_transformers_loop(data, tied, workshop, tmp_path) 
 def test_the_trl_preset_trains_as_transformers_trainer_does(workshop, tmp_path) -> None:
     """AdamW without decay and a linear schedule of transformers, which is what TRL's defaults are."""
     run = tmp_path / "run"
-    tiny.ok(
+    tiny.quickly(
         "sft", "--ckpt", workshop / "hf", "--data", workshop / "train.jsonl", "-o", run, "--preset",
         "trl", "--precision", "fp32", "--mbs", 4, "--lr", LR, "--max-steps", STEPS,
     )  # fmt: skip

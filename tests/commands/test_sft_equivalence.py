@@ -41,7 +41,7 @@ KINDS = {"full": [], "lora": ["--lora", 8, "--lora-targets", "all", "--lr", "5e-
 
 def _curve(workshop, out, *flags: object) -> tuple[list[float], list[float], list[float]]:
     """Return train losses, gradient norms and validation losses of one run."""
-    tiny.ok(
+    tiny.quickly(
         "sft", "--ckpt", workshop / "m.nemo", "--data", workshop / "train.jsonl",
         "--val", workshop / "val.jsonl", "-o", out, *COMMON, *flags,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_layout_does_not_change_the_curve(layout, reference, workshop, tmp_path)
 def test_a_run_that_changes_its_layout_gives_the_same_curve(reference, workshop, tmp_path) -> None:
     kind, (losses, norms, _) = reference
     for steps, layout in CHAIN.items():
-        tiny.ok(
+        tiny.quickly(
             "sft", "--ckpt", workshop / "m.nemo", "--data", workshop / "train.jsonl", "-o",
             tmp_path / "run", *COMMON, *KINDS[kind], *layout, "--max-steps", steps,
             "--set", "model.optim.sched.max_steps=10",

@@ -15,7 +15,7 @@ def test_rows_fewer_than_a_global_batch_count_once_on_two_replicas(workshop, tmp
     made = tiny.rows(3, seed=5)
     one = tiny.write_rows(tmp_path / "one.jsonl", made[:1])
     three = tiny.write_rows(tmp_path / "three.jsonl", made)
-    out = tiny.ok(
+    out = tiny.quickly(
         "sft", "--ckpt", workshop / "m.nemo", "--val", one, "--test", three,
         "--devices", 2, "--mbs", 2, "-o", tmp_path / "run", *EVALUATE,
     )  # fmt: skip
@@ -30,14 +30,14 @@ def test_a_trained_adapter_measures_alone_as_it_did_at_the_end_of_its_run(
     workshop, tmp_path
 ) -> None:
     held_out = tiny.write_rows(tmp_path / "test.jsonl", tiny.rows(3, seed=5))
-    tiny.ok(
+    tiny.quickly(
         "sft", "--ckpt", workshop / "hf", "--data", workshop / "train.jsonl", "--test", held_out,
         "--lora", 4, "--lr", 0.01, "--gbs", 8, "--max-steps", 2, "--precision", "fp32",
         "-o", tmp_path / "run",
     )  # fmt: skip
     (test,) = tiny.read_metrics(tmp_path / "run", "test")
     assert test["step"] == 2
-    out = tiny.ok(
+    out = tiny.quickly(
         "sft", "--ckpt", tmp_path / "run", "--test", held_out,
         "-o", tmp_path / "measured", *EVALUATE,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """A tiny real llama (vocabulary 519, so that padding differs between layouts) and rows to train it on."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -15,6 +17,8 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+
+from nemoalign.cli.app import run
 
 VOCAB_SIZE = 519
 CHATML = (
@@ -129,6 +133,28 @@ def ok(*arguments: object, **options) -> str:
         f"nemoalign {' '.join(map(str, arguments))}\n{result.stderr[-4000:]}"
     )
     return result.stdout
+
+
+SEVERAL_RANKS = {"--tp", "--pp", "--devices"}
+
+
+def quickly(*arguments: object) -> str:
+    """Run the command in this process where one rank does it, insist on 0 and return what it printed.
+
+    A process of its own spends seconds on imports; where the process is what is tested, use ``ok``.
+    """
+    typed = [str(argument) for argument in arguments]
+    if SEVERAL_RANKS & set(typed):
+        return ok(*typed)
+    out, talk, environ = io.StringIO(), io.StringIO(), dict(os.environ)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
+            code = run(typed)
+    finally:
+        os.environ.clear()
+        os.environ.update(environ)
+    assert code == 0, f"nemoalign {' '.join(typed)}\n{talk.getvalue()[-4000:]}"
+    return out.getvalue()
 
 
 def read_metrics(run: Path, split: str = "train") -> list[dict]:

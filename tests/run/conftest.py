@@ -14,14 +14,14 @@ def made(tmp_path_factory) -> Path:
     """A tiny model, rows, and two finished runs: full weights and LoRA on another layout."""
     root = tmp_path_factory.mktemp("runs")
     tiny.make_llama(root / "hf")
-    tiny.ok("convert", root / "hf", "-o", root / "m.nemo")
+    tiny.quickly("convert", root / "hf", "-o", root / "m.nemo")
     tiny.write_rows(root / "train.jsonl", tiny.rows(32, seed=1))
     tiny.write_rows(root / "val.jsonl", tiny.rows(6, seed=2))
     data = ["--data", root / "train.jsonl", "--val", root / "val.jsonl"]
     template = ["--set", "model.data.train_ds.prompt_template=Q: {input}\\nA: {output}"]
-    tiny.ok("sft", "--ckpt", root / "m.nemo", *data, "-o", root / "full", *SHORT, *template)
+    tiny.quickly("sft", "--ckpt", root / "m.nemo", *data, "-o", root / "full", *SHORT, *template)
     every_form = ["model.peft.save_peft=true", "model.peft.save_merged=true"]
-    tiny.ok(
+    tiny.quickly(
         "sft", "--ckpt", root / "m.nemo", *data, "-o", root / "lora", *SHORT, "--lora", 4, "--tp", 2,
         *every_form,
     )  # fmt: skip

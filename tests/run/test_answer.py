@@ -43,13 +43,15 @@ def test_answers_are_transformers_in_every_layout_and_come_in_order(made, tmp_pa
     expected = theirs(made)
     shared = ["generate", "--ckpt", made / "hf", "--precision", "fp32", "--max-new-tokens", NEW]
     file = tmp_path / "answers.jsonl"
-    told = tiny.ok(*shared, "--data", made / "prompts.jsonl", "--devices", 2, "-o", file, "--json")
+    told = tiny.quickly(
+        *shared, "--data", made / "prompts.jsonl", "--devices", 2, "-o", file, "--json"
+    )
     assert json.loads(told)["count"] == 3
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["response"] for line in lines] == expected
     assert [line["source"].rpartition(" ")[2] for line in lines] == ["1", "2", "3"]
     typed = [word for question in QUESTIONS for word in ("--prompt", question)]
-    told = tiny.ok(*shared, *typed, "--tp", 2, "--json")
+    told = tiny.quickly(*shared, *typed, "--tp", 2, "--json")
     assert [one["response"] for one in json.loads(told)["texts"]] == expected
     again = tiny.command(*shared, "--data", made / "prompts.jsonl", "-o", file)
     assert again.returncode == 5
@@ -59,7 +61,7 @@ def test_answers_are_transformers_in_every_layout_and_come_in_order(made, tmp_pa
 @pytest.mark.slow
 def test_a_single_answer_alone_goes_to_standard_output(made) -> None:
     shared = ["generate", "--ckpt", made / "hf", "--precision", "fp32", "--max-new-tokens", NEW]
-    assert tiny.ok(*shared, "-p", QUESTIONS[0]) == theirs(made)[0] + "\n"
+    assert tiny.quickly(*shared, "-p", QUESTIONS[0]) == theirs(made)[0] + "\n"
 
 
 class Letters:

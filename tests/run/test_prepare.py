@@ -12,7 +12,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 @pytest.mark.slow
 def test_dry_run_resolves_everything_and_writes_nothing(made, tmp_path) -> None:
-    out = tiny.ok(
+    out = tiny.quickly(
         "sft", "--ckpt", made / "m.nemo", "--data", made / "train.jsonl", "--gbs", 8, "--tp", 2,
         "-o", tmp_path / "run", "--dry-run", "--json",
     )  # fmt: skip

@@ -35,9 +35,9 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
 @pytest.mark.slow
 def test_the_archive_carries_its_prompt_template(made) -> None:
     archive = made / "full/megatron_gpt_sft.nemo"
-    assert tiny.ok("inspect", archive, "--template") == "Q: {input}\nA: {output}\n"
+    assert tiny.quickly("inspect", archive, "--template") == "Q: {input}\nA: {output}\n"
     key = "data.train_ds.prompt_template"
-    assert tiny.ok("inspect", archive, "-k", key) == "Q: {input}\nA: {output}\n"
+    assert tiny.quickly("inspect", archive, "-k", key) == "Q: {input}\nA: {output}\n"
 
 
 @pytest.mark.slow
@@ -46,8 +46,8 @@ def test_a_finished_runs_archive_exports_and_evaluates_to_its_last_loss(
     made, run, tmp_path
 ) -> None:
     archive = made / run / "megatron_gpt_sft.nemo"
-    tiny.ok("export", archive, "-o", tmp_path / "hf")
-    out = tiny.ok(
+    tiny.quickly("export", archive, "-o", tmp_path / "hf")
+    out = tiny.quickly(
         "sft", "--ckpt", tmp_path / "hf", "--val", made / "val.jsonl", "--max-steps", 0, "--json",
         "--precision", "fp32", "--gbs", 8, "-o", tmp_path / "run",
         *(["--set", "model.data.train_ds.prompt_template=Q: {input}\\nA: {output}"] * (run == "full")),
@@ -79,7 +79,7 @@ def test_a_finished_run_says_so_and_an_interrupted_one_goes_on(made, tmp_path) -
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     (tmp_path / "run/summary.json").write_text(json.dumps({**summary, "state": "stopped"}))
-    said = tiny.ok(
+    said = tiny.quickly(
         "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--max-steps", 3,
         "-v",
     )  # fmt: skip
