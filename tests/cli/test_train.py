@@ -68,6 +68,14 @@ def test_what_cannot_work_is_refused_before_any_rank_starts(folder, flags, code,
     assert not (folder / "runs").exists()
 
 
+def test_a_reference_that_is_not_there_is_refused_before_any_rank_starts(folder):
+    dpo = ["dpo", "--ckpt", ARCHIVE, "--data", "train.jsonl", "--ref", "none.nemo"]
+    ended = run(*dpo, cwd=folder)
+    assert ended.code == 3
+    assert "There is nothing at none.nemo; --ref names it." in ended.err
+    assert "torch" not in ended.modules
+
+
 def test_ranks_that_were_started_elsewhere_must_fit(folder):
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     ended = sft(folder, "--devices", "4", env=torchrun)
