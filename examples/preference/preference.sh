@@ -19,9 +19,9 @@ SECONDS=0
 shared="--lora 16 --lora-targets all --precision fp32 --devices 1 --seq-len 512 --schedule constant --beta 0.1 --ref-cache"
 run nemoalign convert "$cache/SmolLM2-135M-Instruct" -o $out/smollm2.nemo
 run nemoalign dpo --ckpt $out/smollm2.nemo --data "$cache/pairs-train.jsonl" --val "$cache/pairs-val.jsonl" \
-    -o $out/dpo $shared --lr 3e-4 --gbs 8 --mbs 2 --epochs 3 --max-steps 12 --val-every 4
+    -o $out/dpo $shared --lr 3e-4 --gbs 8 --mbs 2 --epochs 3 --max-steps 8 --val-every 4
 run nemoalign kto --ckpt $out/smollm2.nemo --data "$cache/feedback-train.jsonl" --val "$cache/feedback-val.jsonl" \
-    -o $out/kto $shared --lr 3e-4 --gbs 16 --mbs 4 --epochs 3 --max-steps 12 --val-every 4
+    -o $out/kto $shared --lr 3e-4 --gbs 16 --mbs 4 --epochs 3 --max-steps 8 --val-every 4
 run python examples/preference/held_out.py $out/dpo/metrics.jsonl
 run python examples/preference/held_out.py $out/kto/metrics.jsonl
 

@@ -52,7 +52,7 @@ def test_five_steps_are_nemo_aligners_own(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_the_curve_depends_on_no_layout(made, tmp_path) -> None:
-    loss = ["--loss", "dpo:0.5,aot:0.5", "--sft-weight", 0.1]
+    loss = ["--loss", "dpo:0.4,aot:0.4,sft:0.2", "--sft-weight", 0.1]
     expected = curves.run("dpo", made, tmp_path / "one", "--mbs", 1, *loss, steps=3)
     for name, flags in curves.LAYOUTS.items():
         found = curves.run("dpo", made, tmp_path / name, *flags, *loss, steps=3)
@@ -102,15 +102,3 @@ def test_wpos_weights_are_trls() -> None:
     (found.loss_sum / found.weight).backward()
     assert (found.loss_sum / found.weight).item() == pytest.approx(case["loss"], abs=1e-5)
     assert logits.grad.abs().sum().item() == pytest.approx(case["grad_abs_sum"], abs=1e-5)
-
-
-@pytest.mark.slow
-def test_weighting_and_sft_depend_on_no_layout(made, tmp_path) -> None:
-    flags = ["--loss", "dpo:0.8,sft:0.2", "-s", "model.dpo.use_weighting=true"]
-    expected = curves.run("dpo", made, tmp_path / "one", "--mbs", 1, *flags, steps=2)
-    for name, layout in {
-        "TP2": ["--mbs", 2, "--tp", 2],
-        "DP2": ["--mbs", 2, "--devices", 2],
-    }.items():
-        found = curves.run("dpo", made, tmp_path / name, *layout, *flags, steps=2)
-        curves.assert_close(found, expected, name, within=2e-5)
