@@ -16,10 +16,7 @@ from megatron.core import parallel_state
 from nemoalign.algorithms.agreement import check_agreement
 from nemoalign.algorithms.displacement import Displacement
 from nemoalign.algorithms.documents import answer_logprobs, answer_tokens, of_documents
-from nemoalign.algorithms.pair_losses import (
-    PAIR_LOSSES,
-    RANKED,
-)
+from nemoalign.algorithms.pair_losses import PAIR_LOSSES, RANKED
 from nemoalign.algorithms.pairs import PairOptions, Pairs
 from nemoalign.algorithms.preference import REFERENCE, WEIGHT, Preference, with_field
 from nemoalign.algorithms.ranks import AT_RANK, at_ranks
@@ -87,7 +84,6 @@ class Dpo(Preference):
             discopop_tau=config.discopop_tau,
             simpo_gamma=config.simpo_gamma,
         )
-
         self.displacement = Displacement(self.options.beta)
 
     @property
@@ -124,7 +120,7 @@ class Dpo(Preference):
         """Prove that policy and reference agree and that the loss is what it is there."""
         if not self.starts_at_reference:
             return None
-        if any(name not in CONSTANT for name, _ in self.losses):
+        if self.config.use_weighting or any(name not in CONSTANT for name, _ in self.losses):
             return check_agreement(metrics, None)
         zero, one = torch.zeros(1), torch.ones(1)
         pair = Pairs(zero, zero, zero, zero, one, one)

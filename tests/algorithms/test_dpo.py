@@ -102,3 +102,21 @@ def test_wpos_weights_are_trls() -> None:
     (found.loss_sum / found.weight).backward()
     assert (found.loss_sum / found.weight).item() == pytest.approx(case["loss"], abs=1e-5)
     assert logits.grad.abs().sum().item() == pytest.approx(case["grad_abs_sum"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "the loss is 0.693147"),
+        (["-s", "model.dpo.use_weighting=true"], "(rewards within 0 of 0)"),
+        (["--loss", "sft"], None),
+    ],
+    ids=["dpo", "weighed pairs", "no reference"],
+)
+def test_the_first_step_proves_what_its_loss_lets_it_know(made, tmp_path, flags, says) -> None:
+    told = tiny.quickly(
+        "dpo", "--ckpt", made / "hf", "--data", made / "rows.jsonl", "-o", tmp_path / "run", "--mbs", 2,
+        "--max-steps", 1, *curves.LIKE_TRL, *flags, talk=True,
+    )  # fmt: skip
+    assert says in told if says else "step 0:" not in told

@@ -138,23 +138,23 @@ def ok(*arguments: object, **options) -> str:
 SEVERAL_RANKS = {"--tp", "--pp", "--devices"}
 
 
-def quickly(*arguments: object) -> str:
+def quickly(*arguments: object, talk: bool = False) -> str:
     """Run the command in this process where one rank does it, insist on 0 and return what it printed.
 
-    A process of its own spends seconds on imports; where the process is what is tested, use ``ok``.
+    With ``talk`` that is what it said on the way, not its result, and one rank must do. A process of its own spends seconds on imports; where the process is what is tested, use ``ok``.
     """
     typed = [str(argument) for argument in arguments]
     if SEVERAL_RANKS & set(typed):
         return ok(*typed)
-    out, talk, environ = io.StringIO(), io.StringIO(), dict(os.environ)
+    out, said, environ = io.StringIO(), io.StringIO(), dict(os.environ)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(talk):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             code = run(typed)
     finally:
         os.environ.clear()
         os.environ.update(environ)
-    assert code == 0, f"nemoalign {' '.join(typed)}\n{talk.getvalue()[-4000:]}"
-    return out.getvalue()
+    assert code == 0, f"nemoalign {' '.join(typed)}\n{said.getvalue()[-4000:]}"
+    return (said if talk else out).getvalue()
 
 
 def read_metrics(run: Path, split: str = "train") -> list[dict]:
