@@ -37,14 +37,14 @@ class Rm(Algorithm):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.attributes: tuple[str, ...] = ()
+        self.metric_names = self._names()
 
     def meet(self, rows: Any) -> None:
         """Take note of what the labels of the rows are about."""
         self.attributes = rows.attributes
+        self.metric_names = self._names()
 
-    @property
-    def metric_names(self) -> tuple[str, ...]:  # type: ignore[override]  # known with the rows
-        """What ``loss`` reports."""
+    def _names(self) -> tuple[str, ...]:
         own = tuple(f"mse_{name}" for name in self.attributes)
         return (*(("loss", *own) if self.config.scores_answers else PAIRED), "rewards_mean", SQUARE)
 
