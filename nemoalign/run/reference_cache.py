@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class CacheWork:
     def _own(self) -> Any:
         return self.config.model.algorithm
 
-    @property
+    @cached_property
     def _first_step(self) -> int:
         directory = self.config.exp_manager.explicit_log_dir
         assert directory is not None, "the command line decides it"
