@@ -74,10 +74,7 @@ def answer(
         started = time.perf_counter()
         found = _generated(merged, chunks, asked, _agreement(backend, requests))
         seconds = time.perf_counter() - started
-        answers = [
-            writer.answer(prompt, ids, own.max_new_tokens)
-            for prompt, ids in zip(prompts, found, strict=True)
-        ]
+        answers = [writer.answer(*pair) for pair in zip(prompts, found, strict=True)]
         if target is not None:
             with appearing(target) as write:
                 write([json.dumps(one, ensure_ascii=False) + "\n" for one in answers])
@@ -182,8 +179,8 @@ class _Writer:
             self._show(cut[: len(cut) - held] if held else cut)
         return len(cut) < len(text)
 
-    def answer(self, prompt: Prompt, ids: Sequence[int], most: int) -> dict[str, Any]:
-        """Return an answer as a line of JSON holds it."""
+    def answer(self, prompt: Prompt, ids: Sequence[int]) -> dict[str, Any]:
+        """Return an answer as a line of JSON holds it; one without room for its end is not finished."""
         ended = bool(ids) and ids[-1] in prompt.stop_ids
         text = self.tokenizer.decode(list(ids[:-1] if ended else ids))
         cut = self._cut(text)
@@ -194,7 +191,7 @@ class _Writer:
             "prompt": self.tokenizer.decode(list(prompt.ids)),
             "response": cut,
             "tokens": len(ids),
-            "finished": ended or len(cut) < len(text) or len(ids) < most,
+            "finished": ended or len(cut) < len(text),
         }
 
     def _cut(self, text: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from nemoalign.data.prompts import Prompt
 from nemoalign.run.answer import _Writer
 from tests.commands import tiny
 
@@ -87,3 +88,19 @@ def test_a_character_is_shown_when_it_is_whole() -> None:
     assert shown == []
     assert not writer.has_ended([0, 1])
     assert shown == ["ab"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "response", "is_finished"),
+    [
+        ([0, 1, 5], "ab", True),
+        ([0, 3, 4], "a", True),
+        ([0, 1], "ab", False),
+        ([], "", False),
+    ],
+    ids=["an end token", "a text that stops it", "out of room", "no room at all"],
+)
+def test_an_answer_is_finished_only_by_its_end(ids, response, is_finished) -> None:
+    prompt = Prompt((0,), frozenset({5}), "--prompt 1")
+    line = _Writer(Letters(), ["de"], None).answer(prompt, ids)
+    assert (line["response"], line["finished"]) == (response, is_finished)
