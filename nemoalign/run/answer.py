@@ -149,7 +149,7 @@ def _agreement(backend: Backend, requests: Requests | None) -> Callable[[bool], 
     def go_on(is_writing: bool) -> bool:
         pending = requests.pending() if requests is not None else [0.0] * 3
         writing, *asked = reduce_sums([], [is_writing, *pending], backend.device)
-        Asked.of(asked).obey("while answering", has_trained=False)
+        Asked.of(asked).obey_keeping_nothing("while answering")
         return writing > 0
 
     return go_on

@@ -121,7 +121,7 @@ def _computed(
         asked = torch.tensor(requests.pending() if requests else [0.0] * 3, device=device)
         torch.distributed.all_reduce(table)
         torch.distributed.all_reduce(asked)
-        Asked.of(asked.tolist()).obey("while scoring", has_trained=False)
+        Asked.of(asked.tolist()).obey_keeping_nothing("while scoring")
         yield batch, table.cpu()
 
 

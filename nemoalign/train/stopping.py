@@ -47,11 +47,21 @@ class Asked:
         Raises:
             Stopped: or Interrupted, when it came from Ctrl-C.
         """
-        if not self.stop:
-            return
-        kind = Interrupted if self.interrupt else Stopped
         saved = "everything is saved" if has_trained else "nothing was trained yet"
-        raise kind(f"Stopped as asked {when}; {saved}. The same command goes on from here.")
+        self._end(f"{when}; {saved}. The same command goes on from here.")
+
+    def obey_keeping_nothing(self, when: str) -> None:
+        """Raise what ends work whose results appear when all of it is done, where that was asked for.
+
+        Raises:
+            Stopped: or Interrupted, when it came from Ctrl-C.
+        """
+        self._end(f"{when}; no file was written. The same command starts again.")
+
+    def _end(self, how: str) -> None:
+        if self.stop:
+            kind = Interrupted if self.interrupt else Stopped
+            raise kind(f"Stopped as asked {how}")
 
     def joined(self, later: Asked) -> Asked:
         """Return what was asked for at either time."""

@@ -138,22 +138,24 @@ def ok(*arguments: object, **options) -> str:
 SEVERAL_RANKS = {"--tp", "--pp", "--devices"}
 
 
-def quickly(*arguments: object, talk: bool = False) -> str:
-    """Run the command in this process where one rank does it, insist on 0 and return what it printed.
+def quickly(*arguments: object, talk: bool = False, code: int = 0) -> str:
+    """Run the command in this process where one rank does it, insist on ``code`` and return what it printed.
 
-    With ``talk`` that is what it said on the way, not its result, and one rank must do. A process of its own spends seconds on imports; where the process is what is tested, use ``ok``.
+    With ``talk`` that is what it said on the way, not its result, and one rank must do; with another code
+    than 0 it must end before it starts ranks. A process of its own spends seconds on imports; where the
+    process is what is tested, use ``ok``.
     """
     typed = [str(argument) for argument in arguments]
-    if SEVERAL_RANKS & set(typed):
+    if SEVERAL_RANKS & set(typed) and not code:
         return ok(*typed)
     out, said, environ = io.StringIO(), io.StringIO(), dict(os.environ)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            code = run(typed)
+            ended = run(typed)
     finally:
         os.environ.clear()
         os.environ.update(environ)
-    assert code == 0, f"nemoalign {' '.join(typed)}\n{said.getvalue()[-4000:]}"
+    assert ended == code, f"nemoalign {' '.join(typed)}\n{said.getvalue()[-4000:]}"
     return (said if talk else out).getvalue()
 
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nemoalign.data.prompts import Prompt
 from nemoalign.run.answer import _Writer
+from nemoalign.train.stopping import Requests
 from tests.commands import tiny
 
 QUESTIONS = ["What does the cat say?", "What does the dog say 3 times?", "Why?"]
@@ -63,6 +64,15 @@ def test_answers_are_transformers_and_come_in_order_from_two_replicas(made, tmp_
 def test_a_single_answer_alone_goes_to_standard_output(made) -> None:
     shared = ["generate", "--ckpt", made / "hf", "--precision", "fp32", "--max-new-tokens", NEW]
     assert tiny.quickly(*shared, "-p", QUESTIONS[0]) == theirs(made)[0] + "\n"
+
+
+@pytest.mark.slow
+def test_a_stop_leaves_no_file_and_says_so(made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Requests, "pending", lambda _: [1.0, 1.0, 0.0])
+    command = ["generate", "--ckpt", made / "hf", "--data", made / "prompts.jsonl", "-o", tmp_path / "a.jsonl"]  # fmt: skip
+    said = tiny.quickly(*command, talk=True, code=130)
+    assert "while answering; no file was written. The same command starts again." in said
+    assert not list(tmp_path.iterdir())
 
 
 class Letters:

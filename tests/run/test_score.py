@@ -11,6 +11,7 @@ from nemoalign.config.merge import merge_run
 from nemoalign.errors import ConfigError, ConflictError
 from nemoalign.log import PlainReporter
 from nemoalign.run.score import score, weighted
+from nemoalign.train.stopping import Requests
 from tests.commands import tiny
 from tests.config.merging import CHECKPOINT, CKPT
 
@@ -65,3 +66,14 @@ def test_every_row_gets_transformers_scores_in_its_order(tmp_path) -> None:
     assert [line["truncated"] for line in lines] == [False] * 3 + [True, False, False]
     assert [(line["file"][-11:], line["row"]) for line in lines[2:4]] == [("talks.jsonl", 3), ("texts.jsonl", 1)]  # fmt: skip
     assert not list(tmp_path.glob(".*unfinished"))
+
+
+@pytest.mark.slow
+def test_a_stop_leaves_no_file_and_says_so(tmp_path, monkeypatch) -> None:
+    tiny.make_classifier(tmp_path / "rm")
+    tiny.write_rows(tmp_path / "talks.jsonl", [{"messages": TALK}])
+    monkeypatch.setattr(Requests, "pending", lambda _: [1.0, 0.0, 0.0])
+    command = ["rm", "--ckpt", tmp_path / "rm", "--score", tmp_path / "talks.jsonl", "-o", tmp_path / "s.jsonl"]  # fmt: skip
+    said = tiny.quickly(*command, talk=True, code=75)
+    assert "while scoring; no file was written. The same command starts again." in said
+    assert {path.name for path in tmp_path.iterdir()} == {"rm", "talks.jsonl"}

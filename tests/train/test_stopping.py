@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nemoalign.errors import Interrupted
+from nemoalign.errors import Interrupted, Stopped
 from nemoalign.train.stopping import SAVE_SIGNAL, STOP_SIGNALS, Asked, Requests
 
 ALL = (*STOP_SIGNALS, SAVE_SIGNAL)
@@ -78,3 +78,12 @@ def test_one_rank_asks_for_all() -> None:
     assert Asked.of([1.0, 0.0, 0.0]) == Asked(stop=True)
     assert Asked.of([2.0, 1.0, 0.0]) == Asked(stop=True, interrupt=True)
     assert Asked.of([0.0, 0.0, 2.0]) == Asked(save=True)
+
+
+def test_a_stop_says_what_was_kept_and_where_the_same_command_begins() -> None:
+    stop, interrupt = Asked(stop=True), Asked(stop=True, interrupt=True)
+    with pytest.raises(Stopped, match=r"everything is saved\. The same command goes on from here"):
+        stop.obey("after step 2 of 4", has_trained=True)
+    with pytest.raises(Interrupted, match=r"while scoring; no file was written\. The same command starts again"):  # fmt: skip
+        interrupt.obey_keeping_nothing("while scoring")
+    Asked(save=True).obey_keeping_nothing("while scoring")
