@@ -239,12 +239,13 @@ def _with_output(merged: Merged, world: World | None, *, create: bool) -> Merged
 
 
 def _start(merged: Merged, ranks: int) -> None:
-    """Run this command line again in every rank, in the run directory chosen here."""
+    """Run this command line again in every rank, in the run directory chosen here, if there is one."""
     from nemoalign.launch.ranks import start_ranks
     from nemoalign.launch.wanted import OUTPUT, rank_command
     from nemoalign.parallel.world import threads_per_rank
 
-    environ = {**os.environ, OUTPUT: str(merged.config.exp_manager.explicit_log_dir)}
+    output = merged.config.exp_manager.explicit_log_dir
+    environ = os.environ if output is None else {**os.environ, OUTPUT: str(output)}
     threads = threads_per_rank(ranks, os.environ)
     start_ranks(rank_command(sys.argv[1:]), ranks, environ, threads=threads)
 

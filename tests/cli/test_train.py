@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from nemoalign.cli import app
+from nemoalign.launch import ranks
+from nemoalign.launch.wanted import OUTPUT
 from tests.cli.running import run
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -84,3 +87,19 @@ def test_ranks_that_were_started_elsewhere_must_fit(folder):
     ended = sft(folder, env=torchrun)
     assert ended.code == 2
     assert "-o runs/sft-1" in ended.err
+
+
+@pytest.mark.parametrize("output", [None, "answers.jsonl"])
+def test_ranks_are_told_where_to_write_only_where_that_is_known(output, monkeypatch):
+    started = []
+
+    def start(command, count, environ, *, threads):
+        started.append((count, environ))
+
+    monkeypatch.setattr(ranks, "start_ranks", start)
+    monkeypatch.delenv(OUTPUT, raising=False)
+    typed = ["generate", "--ckpt", str(ARCHIVE), "-p", "Hello", "--tp", "2"]
+    assert app.run([*typed, *([] if output is None else ["-o", output])]) == 0
+    ((count, environ),) = started
+    assert count == 2
+    assert environ.get(OUTPUT) == output
