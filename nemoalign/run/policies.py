@@ -13,6 +13,7 @@ from nemoalign.model.adapters import with_adapters
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import lora_settings
 from nemoalign.model.reference import choose_reference
+from nemoalign.run.reward import check_writes_answers
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -78,6 +79,7 @@ def _other_weights(path: Path, config: RunConfig, work: CacheWork) -> TensorStor
             "all weights."
         )
     source = with_adapter(open_source(path), None, Path("OUT"))
+    check_writes_answers(source)
     work.reporter.say(f"reference: {source.describe()}")
     return source.weights
 

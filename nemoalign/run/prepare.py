@@ -23,7 +23,7 @@ from nemoalign.config.check import check_complete
 from nemoalign.data.preview import preview
 from nemoalign.data.tokenizer import Tokenizer, build_tokenizer
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.run.reward import reward_model
+from nemoalign.run.reward import check_writes_answers, reward_model
 from nemoalign.train.inputs import Inputs, packing_report, read_inputs
 from nemoalign.train.sinks import check_packages
 
@@ -57,6 +57,9 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     reporter.say(opened.describe())
     # An adapter as --ckpt means the model it makes of its base; --adapter goes on training one.
     source = with_adapter(opened, None, Path("OUT"))
+    scores = config.model.algorithm.rows == "rewards"
+    if not scores:
+        check_writes_answers(source)
     arch = Architecture.from_nemo(merged.checkpoint_config)
     layout = ParallelLayout(
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -81,7 +84,7 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
         for title, segments in preview(inputs.train, tokenizer, config.model.data.preview):
             reporter.say(title)
             reporter.sample(segments)
-    if config.model.algorithm.rows == "rewards":
+    if scores:
         arch, weights = reward_model(config, arch, source, inputs, reporter)
         source = replace(source, arch=arch, weights=weights)
     return Prepared(source, arch, layout, tokenizer, inputs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nemoalign.checkpoint.open import open_source
-from nemoalign.errors import ConfigError
+from nemoalign.errors import ConfigError, ContentError
 from nemoalign.model.reward_head import with_reward_head
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ def reward_model(
     arch = replace(arch, num_attributes=outputs, share_embeddings_and_output_weights=False)
     seed = None if keeps else config.model.seed
     return arch, with_reward_head(source.weights, arch, seed=seed)
+
+
+def check_writes_answers(source: Source) -> None:
+    """Refuse a reward model where a model is needed that writes.
+
+    Raises:
+        ContentError: when it is one.
+    """
+    if source.arch.num_attributes:
+        typed = shlex.join(["nemoalign", "rm", "--ckpt", str(source.path)])
+        raise ContentError(
+            f"{source.path} is a reward model: it scores answers and writes none. Give a model that writes "
+            f"them, or type: {typed} --score answers.jsonl -o scores.jsonl"
+        )
 
 
 def learns_bias(config: RunConfig) -> bool:

@@ -18,3 +18,14 @@ def test_a_reference_in_the_hosts_memory_is_the_one_beside_the_model(tmp_path) -
         told.stderr
     )
     curves.assert_close(tiny.read_metrics(tmp_path / "host"), expected, "host", within=0)
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_no_reference(tmp_path) -> None:
+    made = curves.make(tmp_path, "dpo")
+    tiny.make_classifier(tmp_path / "rm")
+    said = tiny.quickly(
+        "dpo", "--ckpt", made / "hf", "--data", made / "rows.jsonl", "-o", tmp_path / "run", "--mbs", 2,
+        "--max-steps", 2, *curves.LIKE_TRL, *curves.BETAS, "--ref", tmp_path / "rm", talk=True, code=4,
+    )  # fmt: skip
+    assert "rm is a reward model: it scores answers and writes none" in said

@@ -72,3 +72,26 @@ def test_layouts_and_lengths_that_do_not_fit_are_exit_2_and_name_what_does(made,
     )
     assert code == 2
     assert "--seq-len 128" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "-p", "Hello"],
+        ["sft", "--data", "rows.jsonl", "--dry-run"],
+        ["sft", "--data", "rows.jsonl"],
+        ["dpo", "--data", "rows.jsonl"],
+        ["kto", "--data", "rows.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_a_reward_model_is_refused_where_one_writes(command, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.make_classifier(tmp_path / "reward model")
+    tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(8, seed=1))
+    said = tiny.quickly(*command, "--ckpt", "reward model", talk=True, code=4)
+    assert "reward model is a reward model: it scores answers" in said
+    assert "type: nemoalign rm --ckpt 'reward model' --score answers.jsonl -o scores.jsonl" in said
+    # Where it goes was chosen before, and is left empty.
+    assert not [path for path in tmp_path.rglob("runs/*/*")]
