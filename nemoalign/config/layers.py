@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from nemoalign.config.fields import Entry
 from nemoalign.config.legacy import ALIASES, DATA_PREFIX, files_of
 from nemoalign.config.merged import escaped
-from nemoalign.config.values import DataFile, Duration, Every
+from nemoalign.config.values import DataFile, Duration, Every, RewardSource
 from nemoalign.errors import ConfigError
 
 ENVIRONMENT = "NEMOALIGN_"
@@ -141,7 +141,8 @@ def read_text(text: str, entry: Entry | None, parse: Callable[[str], Any]) -> An
 
 def _is_text(entry: Entry) -> bool:
     kinds = {entry.type, *get_args(entry.type)}
-    return bool(kinds & {str, Path, Every, Duration, DataFile}) and tuple[str, ...] != entry.type
+    texts = {str, Path, Every, Duration, DataFile, RewardSource}
+    return bool(kinds & texts) and tuple[str, ...] != entry.type
 
 
 def _put(values: dict[str, Given], key: str, given: Given, *, last_wins: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import types
 from dataclasses import dataclass
@@ -113,6 +114,72 @@ class DataFile:
         return str(self.path) if self.weight is None else f"{self.path}:{self.weight!r}"
 
 
+@dataclass(frozen=True)
+class RewardSource:
+    """What gives rewards: a checkpoint, or a function of a Python module or file; and its weight."""
+
+    path: Path | None = None
+    module: str | None = None
+    """``my_module``, ``package.module`` or ``path/to/file.py``."""
+    function: str | None = None
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, value: Any) -> RewardSource:
+        """Return what ``rm.nemo``, ``my_module:score`` or ``file.py:score`` with or without ``:WEIGHT`` names.
+
+        A path that exists is a path, whatever its name looks like.
+        """
+        if isinstance(value, RewardSource):
+            return value
+        if not isinstance(value, str | Path) or not str(value):
+            raise Reject(f"must be {_REWARDS}")
+        text, colon, weight = str(value).rpartition(":")
+        if _exists(str(value)) or not colon or not re.fullmatch(_SIGNED, weight):
+            return cls._named(str(value), 1.0)
+        if float(weight) == 0 or abs(float(weight)) == float("inf"):
+            raise Reject("must have a finite weight other than 0")
+        return cls._named(text, float(weight))
+
+    @classmethod
+    def _named(cls, text: str, weight: float) -> RewardSource:
+        if _exists(text):
+            if text.endswith(".py") and Path(text).is_file():
+                raise Reject(f"must name a function of {text}: {text}:FUNCTION")
+            return cls(path=Path(text), weight=weight)
+        module, _, function = text.rpartition(":")
+        named = all(map(_is_name, module.split("."))) or re.search(r"[^/]\.py$", module)
+        if named and _is_name(function):
+            return cls(module=module, function=function, weight=weight)
+        raise Reject(f"must be {_REWARDS}; there is no file {text}")
+
+    @property
+    def name(self) -> str:
+        """The source without its weight."""
+        return str(self.path) if self.path is not None else f"{self.module}:{self.function}"
+
+    def __str__(self) -> str:
+        """Return the spelling for a command line."""
+        return self.name if self.weight == 1 else f"{self.name}:{self.weight!r}"
+
+
+_SIGNED = r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
+_REWARDS = (
+    "a checkpoint that exists, MODULE:FUNCTION or FILE.py:FUNCTION, each with or without :WEIGHT"
+)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except OSError:  # a name longer than the system takes, or a folder that is closed to us
+        return False
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
 def convert(value: Any, target: Any) -> Any:
     """Return ``value`` as ``target``, the annotation of a setting.
 
@@ -139,7 +206,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in cast("tuple[Any, ...]", value)]
     if isinstance(value, Every):
         return value.plain
-    return str(value) if isinstance(value, Duration | DataFile | Path) else value
+    return str(value) if isinstance(value, Duration | DataFile | RewardSource | Path) else value
 
 
 def _first_that_fits(value: Any, targets: list[Any]) -> Any:
@@ -155,7 +222,7 @@ def _first_that_fits(value: Any, targets: list[Any]) -> Any:
 
 def _tuple(value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a tuple from a list, or from text with commas (a file name may hold a comma)."""
-    if isinstance(value, str) and arguments[0] is not DataFile:
+    if isinstance(value, str) and arguments[0] not in (DataFile, RewardSource):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple):
         value = [value]

@@ -1,12 +1,24 @@
 """Values as people write them."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemoalign.config.values import DataFile, Duration, Every, Reject, convert, plain
+from nemoalign.config.fields import Entry, Setting
+from nemoalign.config.layers import read_text
+from nemoalign.config.merge import _parse
+from nemoalign.config.values import (
+    DataFile,
+    Duration,
+    Every,
+    Reject,
+    RewardSource,
+    convert,
+    plain,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +103,94 @@ def test_a_data_file_may_have_a_weight(written, path, weight):
 def test_what_is_no_data_file_is_refused(written):
     with pytest.raises(Reject):
         DataFile.parse(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "source"),
+    [
+        ("rm.nemo", RewardSource(path=Path("rm.nemo"))),
+        ("rm.nemo:0.5", RewardSource(path=Path("rm.nemo"), weight=0.5)),
+        ("unpacked:-1", RewardSource(path=Path("unpacked"), weight=-1.0)),
+        ("odd:2", RewardSource(path=Path("odd:2"))),
+        ("odd:2:.5", RewardSource(path=Path("odd:2"), weight=0.5)),
+        ("odd:score", RewardSource(path=Path("odd:score"))),
+        (Path("rm.nemo"), RewardSource(path=Path("rm.nemo"))),
+        ("my_module:score", RewardSource(module="my_module", function="score")),
+        ("a.b:score:1e-1", RewardSource(module="a.b", function="score", weight=0.1)),
+        ("some where/it.py:score", RewardSource(module="some where/it.py", function="score")),
+        ("rewards.py:f:+2", RewardSource(module="rewards.py", function="f", weight=2.0)),
+        ("odd:one", RewardSource(module="odd", function="one")),
+    ],
+)
+def test_a_reward_comes_from_a_checkpoint_or_a_function(tmp_path, monkeypatch, written, source):
+    monkeypatch.chdir(tmp_path)
+    Path("unpacked").mkdir()
+    for name in ("rm.nemo", "odd:2", "odd:score", "rewards.py"):
+        Path(name).touch()
+    assert RewardSource.parse(written) == source
+    assert RewardSource.parse(str(source)) == source
+    assert RewardSource.parse(source) is source
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("", "MODULE:FUNCTION"),
+        (3, "MODULE:FUNCTION"),
+        (None, "a checkpoint that exists"),
+        ("absent.nemo", "or FILE.py:FUNCTION, .*there is no file absent.nemo$"),
+        ("absent.nemo:0.5", "there is no file absent.nemo$"),
+        ("my_module", "there is no file my_module"),
+        ("my-module:score", "there is no file my-module:score"),
+        ("my_module:lambda", "there is no file"),
+        (".py:score", "there is no file"),
+        ("my_module:", "there is no file"),
+        (":0.5", "there is no file"),
+        ("my_module:score:0", "finite weight other than 0"),
+        ("my_module:score:1e999", "finite weight other than 0"),
+        ("my_module:score:nan", "there is no file"),
+        ("rewards.py", "name a function of rewards.py: rewards.py:FUNCTION"),
+        ("rewards.py:0.5", "name a function of rewards.py: rewards.py:FUNCTION"),
+        ("x" * 5000, "there is no file"),
+    ],
+)
+def test_what_gives_no_reward_is_refused(tmp_path, monkeypatch, written, says):
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").touch()
+    with pytest.raises(Reject, match=says):
+        RewardSource.parse(written)
+
+
+_weights = st.floats(allow_nan=False, allow_infinity=False).filter(bool)
+_functions = st.builds(
+    RewardSource,
+    module=st.sampled_from(["m", "a.b_c", "x y/z.py", "ü", "d:e.py"]),
+    function=st.sampled_from(["score", "f1", "é"]),
+    weight=_weights,
+)
+
+
+@given(_functions | st.tuples(st.text("ab:.51e-", min_size=1, max_size=8), _weights))
+def test_a_source_of_rewards_survives_being_written(source):
+    with tempfile.TemporaryDirectory() as folder:
+        if not isinstance(source, RewardSource):
+            path = Path(folder, f"it{source[0]}")
+            path.touch()
+            source = RewardSource(path=path, weight=source[1])
+        assert RewardSource.parse(str(source)) == source
+        (written,) = plain(convert([source], tuple[RewardSource, ...]))
+        assert RewardSource.parse(written) == source
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [("m:f", 1), ("m:f:0.5", 1), ("rm,it.nemo", 1), ("[m:f, 'rm,it.nemo:2', m:g:-1]", 3)],
+)
+def test_sources_are_read_from_settings_as_typed(tmp_path, monkeypatch, written, count):
+    monkeypatch.chdir(tmp_path)
+    Path("rm,it.nemo").touch()
+    entry = Entry("model.ppo.reward", tuple[RewardSource, ...], (), Setting(help=""))
+    assert len(entry.read(read_text(written, entry, _parse))) == count
 
 
 @pytest.mark.parametrize(
