@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nemoalign.model.attention import Documents
-from nemoalign.model.gpt import LabelGPT
+from nemoalign.model.gpt import LabelGPT, RowFunction
 from nemoalign.model.reward_head import Answers
+from nemoalign.parallel.entropy import vocab_parallel_entropy
+from nemoalign.parallel.logprobs import vocab_parallel_concentration
 
 LENGTH = "length"
 """What a batch calls the number of tokens of each of its answers."""
@@ -86,12 +89,27 @@ def forward_concentrations(model: nn.Module, batch: LabelledBatch) -> Tensor:
 
     The second number is the log of the sum of squared probabilities there, without gradient.
     """
+    return _forward_beside(model, batch, vocab_parallel_concentration)
+
+
+def forward_entropies(model: nn.Module, batch: LabelledBatch, *, learned: bool) -> Tensor:
+    """Return log-probs as ``forward_logprobs`` does and, beside each, its entropy: [b, s, 2].
+
+    The second number is the entropy of the distribution the label was drawn from, in nats; 0 where a
+    label is negative. Gradient flows through it if ``learned``: the backward pass then holds two
+    gradients of the logits beside them, where one in their place is enough without.
+    """
+    entropy = vocab_parallel_entropy if learned else torch.no_grad()(vocab_parallel_entropy)
+    return _forward_beside(model, batch, entropy)
+
+
+def _forward_beside(model: nn.Module, batch: LabelledBatch, function: RowFunction) -> Tensor:
     unwrapped = _unwrapped(model)
-    unwrapped.with_concentration = True
+    unwrapped.beside = (function,)
     try:
         return forward_logprobs(model, batch)
     finally:
-        unwrapped.with_concentration = False
+        unwrapped.beside = ()
 
 
 def forward_rewards(model: nn.Module, batch: JudgedBatch, *, averages: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ subclass changes what happens after the decoder, and where the documents of a pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from nemoalign.model.reward_head import Answers, RewardHead
-from nemoalign.parallel.logprobs import vocab_parallel_concentration, vocab_parallel_logprobs
+from nemoalign.parallel.logprobs import vocab_parallel_logprobs
+
+RowFunction = Callable[[Tensor, int], Tensor]
+"""Of logits [rows, v/tp] and the size of the vocabulary, a number a row [rows]; collective over tp."""
 
 
 class LabelGPT(GPTModel):
@@ -29,8 +33,8 @@ class LabelGPT(GPTModel):
         self.splits_sequence = self.config.sequence_parallel
         self.head_positions: Tensor | None = None
         """Of a pack the places whose logits are asked for, [rows]; None for all."""
-        self.with_concentration = False
-        """Beside log-probs, ask for ``vocab_parallel_concentration``."""
+        self.beside: tuple[RowFunction, ...] = ()
+        """What else is asked for of each label's logits, beside its log-prob."""
         self.rm_head: RewardHead | None = None
         """Of a reward model, on its last pipeline stage."""
         self.answers: Answers | None = None
@@ -81,7 +85,7 @@ class LabelGPT(GPTModel):
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h].
 
-        With ``with_concentration`` [b, s, 2]: the second number of a label is its concentration.
+        With n functions in ``beside`` [b, s, 1 + n]: theirs follow the log-prob of a label, 0 as it is.
         """
         flat_labels = labels.t().reshape(-1)  # [b, s] -> [s * b], the order of the hidden states
         rows = (flat_labels >= 0).nonzero()[:, 0]
@@ -97,12 +101,12 @@ class LabelGPT(GPTModel):
         logits, _ = self.output_layer(chosen.unsqueeze(1), weight=weight)  # [rows, 1, v/tp]
         # squeeze, not [:, 0]: the gradient of an index is a second, zeroed tensor of that size.
         logits = self._capped(logits).squeeze(1)
-        known = [
-            vocab_parallel_logprobs(logits, flat_labels[rows], self.softmax_size, reuse_logits=True)
-        ]
-        if self.with_concentration:
-            known.append(vocab_parallel_concentration(logits, self.softmax_size))
-        found = known[0] if len(known) == 1 else torch.stack(known, -1)
+        asked, size = flat_labels[rows], self.softmax_size
+        others = [function(logits, size).where(asked >= 0, 0.0) for function in self.beside]
+        # Whatever learns through the logits reads them in its backward pass.
+        reuse_logits = not any(other.requires_grad for other in others)
+        logprobs = vocab_parallel_logprobs(logits, asked, size, reuse_logits=reuse_logits)
+        found = torch.stack([logprobs, *others], -1) if others else logprobs
         spread = found.new_zeros(len(flat_labels), *found.shape[1:]).index_put((rows,), found)
         return spread.view(*reversed(labels.shape), *found.shape[1:]).transpose(0, 1).contiguous()
 

@@ -49,6 +49,22 @@ def test_a_batch_without_any_label_gives_zeros_and_a_graph(llama_pair):
     assert not ours.output_layer.weight.grad.any()
 
 
+def test_other_numbers_of_a_label_follow_its_logprob_and_none_without_a_label(llama_pair):
+    ours, theirs = llama_pair
+    batch = tiny.batch()
+    ours.beside = (lambda logits, size: logits[:, 0], lambda logits, size: logits[:, size - 1])
+    found = ours(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    logits, known = theirs(batch.tokens).logits, batch.labels >= 0
+    expected = torch.stack([logits[..., 0], logits[..., -1]], -1).where(known[..., None], 0.0)
+    assert_close(found[..., 0], tiny.label_logprobs(logits, batch.labels), rtol=0, atol=3e-6)
+    assert_close(found[..., 1:], expected, rtol=0, atol=3e-6)
+    nothing = ours(
+        batch.tokens, batch.position_ids, None, labels=torch.full_like(batch.labels, -100)
+    )
+    assert nothing.shape == found.shape
+    assert not nothing.any()
+
+
 def test_padding_rows_of_the_vocabulary_get_no_gradient(llama_pair):
     ours, _ = llama_pair
     batch = tiny.batch()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nemoalign.parallel import logprobs as module
+from nemoalign.parallel import vocabulary
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.logprobs import vocab_parallel_concentration, vocab_parallel_logprobs
 from nemoalign.parallel.state import start
@@ -57,7 +57,7 @@ def _expected(logits, labels, weights, vocab_size):
 def test_one_rank_equals_log_softmax_of_the_real_vocabulary(
     monkeypatch, reuse_logits, chunk_elements
 ):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk_elements)
     logits, labels, weights = _tiny()
     ours, grad = _with_gradient(logits, labels, weights, VOCAB, reuse_logits=reuse_logits)
     expected, expected_grad = _expected(logits, labels, weights, VOCAB)
