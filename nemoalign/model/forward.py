@@ -112,6 +112,20 @@ def _forward_beside(model: nn.Module, batch: LabelledBatch, function: RowFunctio
         unwrapped.beside = ()
 
 
+def forward_values(model: nn.Module, batch: LabelledBatch) -> Tensor:
+    """Return the values of all positions [b, s], fp32, by a head of one output.
+
+    The value at a token is what the head makes of its hidden state, with a label or without, as NeMo's
+    ``output_sequence``. On a pipeline stage before the last, returns hidden states. Collective over tp.
+    """
+    unwrapped = _unwrapped(model)
+    unwrapped.values_alone = True
+    try:
+        return _without_padding(model, batch, _call(model, batch, batch.labels))
+    finally:
+        unwrapped.values_alone = False
+
+
 def forward_rewards(model: nn.Module, batch: JudgedBatch, *, averages: bool = False) -> Tensor:
     """Return the rewards of the answers, [documents, outputs] in fp32; else as ``forward_logits``.
 

@@ -38,7 +38,9 @@ class LabelGPT(GPTModel):
         self.rm_head: RewardHead | None = None
         """Of a reward model, on its last pipeline stage."""
         self.answers: Answers | None = None
-        """Answers whose rewards are asked for; None for logits or log-probs."""
+        """Answers whose rewards are asked for; None for logits, log-probs or values."""
+        self.values_alone = False
+        """Ask for the value of every position and nothing else."""
         if self.post_process and self.splits_sequence:
             # The hidden states are gathered here, before rows are chosen; the gather's backward sums
             # over tp, so the head itself must neither gather nor reduce.
@@ -63,9 +65,11 @@ class LabelGPT(GPTModel):
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return hidden states, logits or label log-probs, by stage and by what was asked."""
+        """Return hidden states, logits, label log-probs or values, by stage and by what was asked."""
         if not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
+        if self.values_alone:
+            return self._values(hidden_states)
         if self.splits_sequence:
             # The reward head is whole on every rank, so each has the whole gradient already.
             hidden_states = gather_from_sequence_parallel_region(
@@ -81,6 +85,13 @@ class LabelGPT(GPTModel):
                 hidden_states = hidden_states.index_select(0, self.head_positions).transpose(0, 1)
             return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
         return self._label_logprobs(hidden_states, labels)
+
+    def _values(self, hidden_states: Tensor) -> Tensor:
+        """Return the value of every position, [b, s], of hidden states as the decoder leaves them."""
+        assert self.rm_head is not None, "a critic has a head"
+        return self.rm_head.values(
+            hidden_states, self.pg_collection.tp if self.splits_sequence else None
+        )
 
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h].

@@ -1,4 +1,4 @@
-"""The head of a reward model: what it is worth that an answer ends in these hidden states.
+"""The head of a reward model or critic: what it is worth that an answer ends, or stands, in these states.
 
 It is NeMo-Aligner's ``RewardModelHead`` in float32. There its columns are shared out over the
 tensor-parallel ranks; so few numbers are kept whole on each of them here, and archives hold the same.
@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from nemoalign.archive.dtypes import Array
@@ -72,6 +77,27 @@ class RewardHead(nn.Module):
     def forward(self, hidden: Tensor, answers: Answers) -> Tensor:
         """Return the rewards of the answers, [documents, outputs], of hidden states [s, b, h]."""
         return functional.linear(answers.states(hidden), self.weight, self.bias)
+
+    def values(self, hidden: Tensor, group: ProcessGroup | None = None) -> Tensor:
+        """Return the value of every position, [b, s], of hidden states [s, b, h]; of a head of one output.
+
+        With ``group`` hidden states [s/tp, b, h] are this rank's share under sequence parallelism:
+        not they are gathered, but their values. Collective over it then, backwards too.
+        """
+        assert len(self.weight) == 1, "a position has one value"
+        if group is None:
+            values = functional.linear(hidden.float(), self.weight, self.bias)
+            return values.squeeze(-1).t()
+        # A rank's gradient of the head is of its own positions; all of them learn the sum.
+        weight, bias = (
+            copy_to_tensor_model_parallel_region(part, group) for part in (self.weight, self.bias)
+        )
+        share = functional.linear(hidden.float(), weight, bias)
+        # Each rank computes the whole loss from the values, so its gradient is whole already.
+        values = gather_from_sequence_parallel_region(
+            share, tensor_parallel_output_grad=False, group=group
+        )
+        return values.squeeze(-1).t()
 
 
 def with_reward_head(weights: TensorStore, arch: Architecture, *, seed: int | None) -> TensorStore:

@@ -1,7 +1,9 @@
 """One training step through megatron-core's schedule, on as many ranks as the layout says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from operator import neg
 from typing import Any
 
 import numpy as np
@@ -35,19 +37,22 @@ class Job:
     precision: str = "fp32"
     steps: int = 0
     seed: int = 1
+    forward: Callable = forward_logprobs
+    objective: Callable = neg
+    """What is summed over all labels and minimised, of the forward's output."""
 
 
 @dataclass
 class Result:
     logprobs: list[torch.Tensor]
-    """Of every microbatch, on the last stage."""
+    """Output of the forward on every microbatch, on the last stage."""
     grads: dict[str, tuple[Split, np.ndarray]]
     grad_norm: float | None = None
     losses: list[float] = field(default_factory=list)
 
 
 def one_step(layout: ParallelLayout, job: Job) -> Result:
-    """Return this rank's results: gradients of the mean loss over all labels, and a few losses."""
+    """Return this rank's results: gradients of the mean objective over all labels, and a few losses."""
     with start(layout, seed=job.seed) as backend:
         chunks = build_model(
             job.arch,
@@ -75,28 +80,28 @@ def one_step(layout: ParallelLayout, job: Job) -> Result:
                 wrapped,
             )
         mine = job.batches[layout.coordinates(torch.distributed.get_rank()).dp :: layout.dp]
-        result = Result(_forward_backward(wrapped, mine), _gradients(chunks, layout))
+        result = Result(_forward_backward(wrapped, mine, job), _gradients(chunks, layout))
         for _ in range(job.steps):
             with backend.optimizer_scope():
                 _, norm, _ = optimizer.step()
             result.grad_norm = norm if result.grad_norm is None else result.grad_norm
-            logprobs = _forward_backward(wrapped, mine)
+            logprobs = _forward_backward(wrapped, mine, job)
             result.losses.append(float(sum(part.sum() for part in logprobs)))
         return result
 
 
-def _forward_backward(chunks, batches) -> list[torch.Tensor]:
+def _forward_backward(chunks, batches, job) -> list[torch.Tensor]:
     for chunk in chunks:
         chunk.train()
         chunk.zero_grad_buffer()
 
     def loss(batch, output):
-        total = -(output * (batch.labels >= 0)).sum()
+        total = (job.objective(output) * (batch.labels >= 0)).sum()
         return total, (batch.labels >= 0).sum().int(), {"logprobs": output.detach().clone()}
 
     def forward_step(iterator, model):
         batch = next(iterator)
-        return forward_logprobs(model, batch), partial(loss, batch)
+        return job.forward(model, batch), partial(loss, batch)
 
     iterators = [iter(batches) for _ in chunks]
     reduced = get_forward_backward_func()(

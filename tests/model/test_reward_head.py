@@ -35,6 +35,18 @@ def test_a_head_computes_in_fp32_whatever_comes() -> None:
     assert rewards.tolist() == [[4.0, 4.0]]
 
 
+def test_values_are_of_every_position_and_of_one_output() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(5, 2, 4, dtype=torch.bfloat16), RewardHead(4, 1, "cpu")
+    with torch.no_grad():
+        head.weight.normal_()
+        head.bias.fill_(0.25)
+    expected = (hidden.float() @ head.weight[0] + 0.25).t()
+    torch.testing.assert_close(head.values(hidden), expected)
+    with pytest.raises(AssertionError, match="one value"):
+        RewardHead(4, 2, "cpu").values(hidden)
+
+
 def test_a_new_head_depends_on_the_seed_alone_and_a_tied_model_gets_an_output_layer() -> None:
     model = tiny.llama(tied=True)
     arch: Architecture = tiny.architecture(model.config, num_attributes=3)
