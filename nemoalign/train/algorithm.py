@@ -35,6 +35,9 @@ class Algorithm(Protocol):
     metric_names: tuple[str, ...]
     """Every name that ``loss`` puts into ``LossOutput.metrics``."""
 
+    shown: tuple[str, ...] = ("loss",)
+    """Metrics of a step that a progress bar shows."""
+
     reference: Reference | None = None
     """What the policy is compared with, where ``needs_reference`` asks for one."""
 

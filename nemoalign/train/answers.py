@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from nemoalign.train.stopping import Asked
 if TYPE_CHECKING:
     from nemoalign.data.prompts import Prompt
     from nemoalign.data.tokenizer import Tokenizer
-    from nemoalign.train.learner import Learner
+    from nemoalign.train.trainee import Agree, Trainee
 
 
 SHOWN = 3
@@ -29,9 +29,7 @@ class FixedPrompts:
     tokenizer: Tokenizer
     max_new_tokens: int
 
-    def answer(
-        self, learner: Learner, agree: Callable[[bool], tuple[float, Asked]]
-    ) -> tuple[list[dict[str, str]], Asked]:
+    def answer(self, learner: Trainee, agree: Agree) -> tuple[list[dict[str, str]], Asked]:
         """Return prompts with their answers on every rank, and what was asked for meanwhile.
 
         Collective. Replicas share the prompts. ``agree`` returns how many replicas still write, and

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from nemoalign.parallel.measure import Stopwatch
 from nemoalign.train.metrics import Mean, reduce_means
 from nemoalign.train.optimizer import wrap
 from nemoalign.train.passes import collect
+from nemoalign.train.trainee import StepResult
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -29,19 +29,7 @@ if TYPE_CHECKING:
     from nemoalign.parallel.device import Backend
     from nemoalign.train.algorithm import Algorithm
     from nemoalign.train.passes import Forward, Keep
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step reports, equal on every rank."""
-
-    metrics: dict[str, float]
-    grad_norm: float
-    applied: bool
-    broken: list[int] = field(default_factory=list)
-    """Micro-batches of this rank whose loss is not finite; known on the last pipeline stage."""
-    compute_seconds: float = 0.0
-    """This rank's forward and backward passes, until it waits for the other replicas."""
+    from nemoalign.train.trainee import Agree
 
 
 class Learner:
@@ -74,6 +62,10 @@ class Learner:
         """Return the number of parameters this rank trains."""
         parameters = [p for chunk in self.modules for p in chunk.parameters()]
         return sum(p.numel() for p in parameters if p.requires_grad)
+
+    def listen(self, agree: Agree) -> None:
+        """Take nothing: a step is short, and the loop asks after each."""
+        del agree
 
     def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
         """Take one optimizer step at ``lr``. Collective: every rank brings as many micro-batches."""

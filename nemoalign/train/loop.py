@@ -20,7 +20,7 @@ from nemoalign.train.health import Health, has_stopped_improving
 from nemoalign.train.metrics import known, reduce_sums
 from nemoalign.train.progress import Progress
 from nemoalign.train.saving import Saving
-from nemoalign.train.stopping import Asked, Requests
+from nemoalign.train.stopping import Asked, Cut, Requests
 from nemoalign.train.validation import measure
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from nemoalign.log import ProgressBar, Reporter
     from nemoalign.train.checkpointing import Checkpointer
     from nemoalign.train.feed import Feed, Feeds
-    from nemoalign.train.learner import Learner, StepResult
     from nemoalign.train.records import RunDirectory
     from nemoalign.train.schedule import LoopSettings
+    from nemoalign.train.trainee import StepResult, Trainee
 
 
 class Trainer:
@@ -39,7 +39,7 @@ class Trainer:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trainee,
         settings: LoopSettings,
         *,
         feeds: Feeds,
@@ -58,6 +58,8 @@ class Trainer:
         self.books = Books(records, reporter)
         self.test_metrics: dict[str, float] = {}
         self.saving = Saving(checkpointer, lambda text: self.books.warn(self.progress.step, text))
+        self._overheard = Asked()
+        learner.listen(self._hear)
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``: weights, optimizer and position. Collective."""
@@ -126,12 +128,17 @@ class Trainer:
         lr = self.settings.schedule.at(progress.step)
         micro_batches = self.train.step(progress.consumed_samples)
         data_seconds = time.perf_counter() - started
-        result = self.learner.step(micro_batches, lr)
+        try:
+            result = self.learner.step(micro_batches, lr)
+        except Cut as cut:
+            self._stop_within_step(cut.asked)
+            return
         if progress.step == 0 and (proof := self.learner.algorithm.check_start(result.metrics)):
             self.reporter.say(proof)
-        tokens, asked = self._agree(
-            sum(batch.num_tokens for batch in micro_batches), data_seconds + result.compute_seconds
-        )
+        local = result.tokens
+        if local is None:
+            local = sum(batch.num_tokens for batch in micro_batches)
+        tokens, asked = self._agree(local, data_seconds + result.compute_seconds)
         places = partial(self.train.places, progress.consumed_samples, result.broken)
         rows = [] if result.applied else gathered(places())
         progress.step += 1
@@ -146,10 +153,13 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "consumed_samples": progress.consumed_samples,
             "epoch": progress.epoch,
+            **({} if result.updates is None else {"updates": result.updates}),
+            **result.extra,
         }
         shown = self.books.log_step(line, tokens, time.perf_counter() - started)
         self._watch(result, lr, rows)
-        bar.advance(1, loss=result.metrics["loss"], lr=lr, **shown)
+        headline = {name: result.metrics[name] for name in self.learner.algorithm.shown}
+        bar.advance(1, **headline, lr=lr, **shown)
         self._validate_and_save_when_due(asked)
 
     def _agree(self, local_tokens: int = 0, seconds: float | None = None) -> tuple[float, Asked]:
@@ -170,7 +180,22 @@ class Trainer:
             self.books.attempt.agree()
         if not writing:
             self.saving.finish()
-        return tokens, Asked.of(rest[: len(asked)])
+        heard, self._overheard = self._overheard, Asked()
+        return tokens, heard.joined(Asked.of(rest[: len(asked)]))
+
+    def _hear(self, busy: bool) -> tuple[float, Asked]:
+        """Agree amid a step or a measurement; what is heard here is answered after it."""
+        at_work, self._overheard = self._agree(int(busy))
+        return at_work, self._overheard
+
+    def _stop_within_step(self, asked: Asked) -> None:
+        """Leave everything as it was before the step, saved, and stop. Collective."""
+        progress = self.progress
+        self.saving.finish()
+        if progress.step and (asked.save or self.checkpointer.saved_step != progress.step):
+            self.saving.save(progress, must=True, archive=asked.save)
+        self.saving.settle()
+        self._stop_if(asked, f"in step {progress.step + 1}, which is to be made anew")
 
     def _watch(self, result: StepResult, lr: float, rows: list[str]) -> None:
         progress, loss = self.progress, result.metrics["loss"]

@@ -70,6 +70,15 @@ class Asked:
         )
 
 
+class Cut(Exception):
+    """Somebody asked to stop in the middle of work that can be begun again; raised on every rank."""
+
+    def __init__(self, asked: Asked) -> None:
+        assert asked.stop, "only a wish to stop cuts work short"
+        super().__init__("asked to stop in the middle of a step")
+        self.asked = asked
+
+
 class Requests:
     """Context in which a first signal to stop is remembered instead of ending the process.
 

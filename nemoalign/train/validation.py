@@ -9,13 +9,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from nemoalign.train.metrics import reduce_means
-from nemoalign.train.stopping import Asked
+from nemoalign.train.stopping import Asked, Cut
 
 if TYPE_CHECKING:
     from nemoalign.log import Reporter
     from nemoalign.train.feed import Feed
-    from nemoalign.train.learner import Learner
     from nemoalign.train.metrics import Mean
+    from nemoalign.train.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Measured:
 
 
 def measure(
-    feed: Feed, learner: Learner, reporter: Reporter, agree: Callable[[], Asked], what: str
+    feed: Feed, learner: Trainee, reporter: Reporter, agree: Callable[[], Asked], what: str
 ) -> Measured:
     """Compute the metrics of every row of ``feed`` once: ``loss``, and ``loss/<source>``. Collective.
 
@@ -42,7 +42,11 @@ def measure(
     asked = Asked()
     with reporter.progress(what, len(feed.rows), "rows") as bar:
         for batch, micro_batches in zip(feed.sampler.once(), feed.once(), strict=True):
-            parts.setdefault(feed.source_of(batch), []).extend(learner.evaluate(micro_batches))
+            try:
+                found = learner.evaluate(micro_batches)
+            except Cut as cut:
+                return Measured(None, asked.joined(cut.asked))
+            parts.setdefault(feed.source_of(batch), []).extend(found)
             asked = asked.joined(agree())
             if asked.stop:
                 return Measured(None, asked)
@@ -54,7 +58,7 @@ def measure(
     return Measured(means, asked)
 
 
-def _means(learner: Learner, parts: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+def _means(learner: Trainee, parts: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
     algorithm = learner.algorithm
     means = reduce_means(parts, algorithm.metric_names, learner.backend.device)
     return algorithm.report(means)

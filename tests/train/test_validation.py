@@ -11,7 +11,7 @@ from nemoalign.data.sampler import GlobalSampler
 from nemoalign.log import PlainReporter
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.train.feed import Feed
-from nemoalign.train.stopping import Asked
+from nemoalign.train.stopping import Asked, Cut
 from nemoalign.train.validation import measure
 from tests.model import tiny
 from tests.train import bench
@@ -78,3 +78,19 @@ def test_a_wish_to_stop_ends_it_without_means_and_a_wish_to_save_is_kept():
     assert measured.means is None
     assert measured.asked == Asked(stop=True, interrupt=True, save=True)
     assert next(wishes) == Asked()  # the third batch was not computed
+
+
+def test_what_is_cut_short_has_no_means_and_keeps_what_was_asked_before():
+    wishes = iter([Asked(save=True)])
+    with bench.learner(bench.Setup(ParallelLayout(1))) as learner:
+        real, calls = learner.evaluate, []
+
+        def evaluate(micro_batches):
+            calls.append(1)
+            if len(calls) == 2:
+                raise Cut(Asked(stop=True))
+            return real(micro_batches)
+
+        learner.evaluate = evaluate
+        measured = measure(feed(2, 1), learner, QUIET, lambda: next(wishes), "validating")
+    assert (measured.means, measured.asked) == (None, Asked(stop=True, save=True))
