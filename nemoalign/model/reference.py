@@ -1,7 +1,7 @@
 """What a policy is compared with: the model in training, computing what it computed before its first step.
 
 Which of three ways is taken, ``choose_reference`` says: with a fresh adapter the adapters are switched
-off and nothing is kept; else the start's values of every parameter that learns are kept, on the device or,
+off, and only what learns beside them is kept, as a reward model's head; else the start's values of every parameter that learns are kept, on the device or,
 where they would take more than ``DEVICE_SHARE`` of its free memory, in the host's.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nemoalign.model.lora import adapters_disabled
+from nemoalign.weights.names import is_adapter
 
 DEVICE_SHARE = 0.25
 """Of a GPU's free memory, before optimizer states exist."""
@@ -38,21 +38,27 @@ class Reference(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class AdaptersOff:
-    """The base model below adapters that began by adding nothing."""
+    """The base model below adapters that began by adding nothing, and a copy of what learns beside them."""
 
-    chunks: Sequence[nn.Module]
-    is_start: bool = True
+    def __init__(self, chunks: Sequence[nn.Module], *, is_start: bool = True) -> None:
+        self.is_start = is_start
+        self.chunks = chunks
+        self.others = _Copied(_learning(chunks, adapters=False))
 
     def describe(self) -> str:
         """Return what it is and what memory it takes."""
-        return "the model without its adapters, no memory of its own"
+        if not self.others.kept:
+            return "the model without its adapters, no memory of its own"
+        return (
+            "the model without its adapters, and a copy of what learns beside them, "
+            f"{_megabytes(self.others.kept)} MB a rank"
+        )
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Switch the adapters off."""
-        with adapters_disabled(self.chunks), torch.no_grad():
+        """Switch the adapters off, and point what learns beside them at its copy."""
+        with adapters_disabled(self.chunks), self.others.in_place(), torch.no_grad():
             yield
 
 
@@ -61,22 +67,33 @@ class Copies:
 
     def __init__(self, chunks: Sequence[nn.Module], *, is_start: bool) -> None:
         self.is_start = is_start
-        self.parameters = _learning(chunks)
-        self.kept = [p.detach().clone() for p in self.parameters]
+        self.copied = _Copied(_learning(chunks))
 
     def describe(self) -> str:
         """Return what it is and what memory it takes."""
-        return f"a copy beside the model, {_megabytes(self.kept)} MB a rank"
+        return f"a copy beside the model, {_megabytes(self.copied.kept)} MB a rank"
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Point every parameter at its copy."""
+        with self.copied.in_place(), torch.no_grad():
+            yield
+
+
+class _Copied:
+    """Parameters and copies of what they were, which they can point at."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.kept = [p.detach().clone() for p in parameters]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
         now = [p.data for p in self.parameters]
         try:
             for parameter, copy in zip(self.parameters, self.kept, strict=True):
                 parameter.data = copy
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for parameter, data in zip(self.parameters, now, strict=True):
                 parameter.data = data
@@ -119,7 +136,8 @@ def choose_reference(
 
     Args:
         chunks: this rank's part of the model, loaded.
-        has_fresh_adapters: they add nothing yet, so the base alone is the reference.
+        has_fresh_adapters: they add nothing yet, so that without them it is the reference; what learns
+            beside them is copied.
         on_host: where copies lie; None takes the host where the device would be crowded.
         is_start: the policy begins here too.
     """
@@ -137,8 +155,9 @@ def _crowds_device(parameters: Sequence[nn.Parameter]) -> bool:
     return sum(p.numel() * p.element_size() for p in parameters) > DEVICE_SHARE * free
 
 
-def _learning(chunks: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return [p for chunk in chunks for p in chunk.parameters() if p.requires_grad]
+def _learning(chunks: Sequence[nn.Module], *, adapters: bool = True) -> list[nn.Parameter]:
+    named = [pair for chunk in chunks for pair in chunk.named_parameters()]
+    return [p for name, p in named if p.requires_grad and (adapters or not is_adapter(name))]
 
 
 def _on_host(parameter: nn.Parameter) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemoalign.model.forward import forward_values
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.model.reference import AdaptersOff, Copies, HostCopies, choose_reference
 from nemoalign.parallel.layout import ParallelLayout
@@ -43,19 +44,62 @@ def test_it_computes_what_the_start_computed(kind, lora, precision) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fresh", "on_host", "kind", "words"),
+    ("on_host", "kind", "words"),
     [
-        (True, None, AdaptersOff, "no memory of its own"),
-        (False, None, Copies, "a copy beside the model, 0.1 MB"),
-        (False, True, HostCopies, "a copy in the host's memory, 0.1 MB"),
-        (False, False, Copies, "beside the model"),
+        (None, Copies, "a copy beside the model, 0.1 MB"),
+        (True, HostCopies, "a copy in the host's memory, 0.1 MB"),
+        (False, Copies, "beside the model"),
     ],
 )
-def test_the_way_is_chosen_and_told_with_its_memory(fresh, on_host, kind, words) -> None:
+def test_the_way_is_chosen_and_told_with_its_memory(on_host, kind, words) -> None:
     layer = torch.nn.Linear(128, 199, bias=False)  # 101,888 bytes
-    found = choose_reference([layer], has_fresh_adapters=fresh, on_host=on_host, is_start=True)
+    found = choose_reference([layer], has_fresh_adapters=False, on_host=on_host, is_start=True)
     assert type(found) is kind
     assert words in found.describe()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_below_adapters_a_critics_head_is_what_it_was_too(precision) -> None:
+    setup = bench.Setup(
+        ParallelLayout(1), precision=precision, lora=LORA, num_attributes=1,
+        algorithm=bench.Critic(),
+    )  # fmt: skip
+    batches = bench.batches(2)
+    with bench.learner(setup) as learner:
+        reference = choose_reference(
+            learner.modules, has_fresh_adapters=True, on_host=None, is_start=True
+        )
+        assert type(reference) is AdaptersOff
+        assert "a copy of what learns beside them, 0.0 MB a rank" in reference.describe()
+        (model,) = learner.modules
+
+        def values() -> torch.Tensor:
+            with torch.no_grad():
+                return forward_values(model.eval(), batches[0])
+
+        head = model.rm_head.weight
+        at_start, untrained = values(), head.detach().clone()
+        for _ in range(2):
+            learner.step(batches, 1e-2)
+        learned, trained = values(), head.detach().clone()
+        assert not torch.equal(trained, untrained)
+        with reference.in_place():
+            assert torch.equal(values(), at_start)
+            assert torch.equal(head, untrained)
+        assert torch.equal(values(), learned)
+        # What learns goes on where it was: in the optimizer's hands, not in the copy.
+        learner.step(batches, 1e-2)
+        assert not torch.equal(head, trained)
+        with reference.in_place():
+            assert torch.equal(values(), at_start)
+
+
+def test_without_a_head_nothing_is_kept_below_fresh_adapters() -> None:
+    with bench.learner(bench.Setup(ParallelLayout(1), lora=LORA)) as learner:
+        found = choose_reference(
+            learner.modules, has_fresh_adapters=True, on_host=None, is_start=True
+        )
+        assert "no memory of its own" in found.describe()
 
 
 @pytest.mark.parametrize("kind", [Copies, HostCopies])

@@ -10,12 +10,15 @@ from nemoalign.config.schema import OptimConfig
 from nemoalign.data.collate import collate
 from nemoalign.data.dataset import Sample
 from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.forward import forward_values
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.model.reward_head import with_reward_head
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
+from nemoalign.train.algorithm import Algorithm, LossOutput
 from nemoalign.train.learner import Learner
+from nemoalign.train.metrics import Mean
 from tests.model import tiny
 
 EOS = 2
@@ -31,6 +34,20 @@ class Setup:
     optim: dict = field(default_factory=dict)
     recompute: str = "none"
     num_attributes: int = 0
+    algorithm: Algorithm = field(default_factory=lambda: Sft(None))
+
+
+class Critic(Algorithm):
+    """Values that learn to be one half."""
+
+    metric_names = ("loss",)
+
+    def forward(self, model, batch):
+        return forward_values(model, batch)
+
+    def loss(self, output, batch):
+        errors, real = (output - 0.5).square(), batch.labels >= 0
+        return LossOutput((errors * real).sum(), real.sum(), {"loss": Mean.of(errors, real)})
 
 
 @contextlib.contextmanager
@@ -47,7 +64,7 @@ def learner(setup: Setup):
             store = with_reward_head(store, arch, seed=1)
         load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
         optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
-        yield Learner(chunks, Sft(None), backend, optim, grad_clip=setup.grad_clip)
+        yield Learner(chunks, setup.algorithm, backend, optim, grad_clip=setup.grad_clip)
 
 
 def batches(count=2, rows=2, seed=0):
