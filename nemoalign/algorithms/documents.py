@@ -25,6 +25,16 @@ def sum_documents(values: Tensor, batch: Batch) -> Tensor:
     return torch.stack(sums[:count])
 
 
+def spread_documents(values: Tensor, batch: Batch) -> Tensor:
+    """Return ``values`` [documents] at every position of their document, [b, s]; 0 where a pack is padded."""
+    if batch.documents is None:
+        return values[:, None].expand(batch.tokens.shape)
+    lengths, count = batch.documents, len(batch.documents) - batch.padding_documents
+    parts = [value.expand(length) for value, length in zip(values, lengths[:count], strict=True)]
+    filling = values.new_zeros(sum(lengths[count:]))
+    return torch.cat([*parts, filling])[None]  # [s] -> [1, s]
+
+
 def answer_logprobs(output: Tensor, batch: Batch) -> Tensor:
     """Return the summed log-prob of each document's labels, [documents], in nats."""
     return sum_documents(output * (batch.labels >= 0), batch)

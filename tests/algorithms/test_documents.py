@@ -9,6 +9,7 @@ from nemoalign.algorithms.documents import (
     answer_logprobs,
     answer_tokens,
     document_keys,
+    spread_documents,
     sum_documents,
 )
 from nemoalign.data.collate import collate, collate_pack
@@ -40,6 +41,26 @@ def test_sums_carry_gradients_to_their_own_document_alone() -> None:
     assert values.grad is not None
     first, second = (len(sample.tokens) - 1 for sample in samples()[:2])
     assert values.grad[0].nonzero()[:, 0].tolist() == list(range(first, first + second))
+
+
+def test_a_number_of_each_document_is_spread_over_it_and_sums_its_gradients_there() -> None:
+    lengths = [len(sample.tokens) - 1 for sample in samples()]
+    for join in (collate, collate_pack, partial(collate_pack, pad_to=4)):
+        batch = join(samples(), eos_id=EOS)
+        values = torch.tensor([2.0, -1.0, 5.0], requires_grad=True)
+        spread = spread_documents(values, batch)
+        assert spread.shape == batch.tokens.shape
+        places = torch.ones(batch.tokens.shape)
+        assert (
+            sum_documents(spread, batch).tolist()
+            == (values * sum_documents(places, batch)).tolist()
+        )
+        spread.sum().backward()
+        assert values.grad is not None
+        assert values.grad.tolist() == sum_documents(places, batch).tolist()
+        if batch.documents:
+            assert spread[0, sum(lengths) :].abs().sum() == 0
+            assert spread[0, : lengths[0]].tolist() == [2.0] * lengths[0]
 
 
 def test_a_document_has_one_key_wherever_it_lies_and_another_for_any_other_answer() -> None:
