@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from nemoalign.archive.dtypes import Array
+from nemoalign.archive.dtypes import Array, cast
 from nemoalign.archive.store import TensorInfo, TensorStore
 from nemoalign.checkpoint.settings.reward import BIAS, WEIGHT
 from nemoalign.checkpoint.sources.source import EMBEDDING, HEAD
 from nemoalign.checkpoint.sources.stores import Made, MadeStore, Place, PlacedStore
 from nemoalign.config.architecture import Architecture
+from nemoalign.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,62 @@ def with_reward_head(weights: TensorStore, arch: Architecture, *, seed: int | No
         fresh = _fresh_head(arch, seed)
         places |= {name: Place(fresh, name) for name in fresh.tensors}
     return PlacedStore(places)
+
+
+def folded_head(
+    weights: TensorStore,
+    *,
+    attribute_weights: Sequence[float] | None = None,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> TensorStore:
+    """Return the tensors of a reward model with a head of one output, ``(sum_i w_i * output_i - mean) / std``.
+
+    So a reward is a linear layer of one state whatever was merged and standardized, as NeMo-Aligner does
+    both in its forward passes. Without ``attribute_weights`` every w is one over their number. Training
+    moves the folded head, where NeMo-Aligner's critic moves the one that is merged and standardized.
+
+    Raises:
+        ConfigError: when there are not as many weights as outputs.
+    """
+    outputs, hidden_size = weights.tensors[WEIGHT].shape
+    shares = np.array(attribute_shares(outputs, attribute_weights)) / std
+
+    def merged(name: str) -> np.ndarray:
+        rows = cast(weights.read(name), weights.tensors[name].dtype, "float32")
+        return shares @ rows.astype(np.float64)
+
+    made = MadeStore(
+        {
+            WEIGHT: Made(
+                TensorInfo((1, hidden_size), "float32"),
+                (WEIGHT,),
+                lambda: merged(WEIGHT)[None].astype(np.float32),
+            ),
+            BIAS: Made(
+                TensorInfo((1,), "float32"),
+                (BIAS,),
+                lambda: (merged(BIAS) - mean / std)[None].astype(np.float32),
+            ),
+        }
+    )
+    places = {name: Place(weights, name) for name in weights.tensors}
+    return PlacedStore(places | {name: Place(made, name) for name in made.tensors})
+
+
+def attribute_shares(outputs: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """Return what each of an answer's rewards counts in the one they are merged to: the same without weights.
+
+    Raises:
+        ConfigError: when there are not as many weights as rewards.
+    """
+    if weights is None:
+        return (1 / outputs,) * outputs
+    if len(weights) != outputs:
+        raise ConfigError(
+            f"attribute_weights has {len(weights)} weights for {outputs} attributes. Give one for each."
+        )
+    return tuple(weights)
 
 
 def _fresh_head(arch: Architecture, seed: int) -> TensorStore:

@@ -22,6 +22,7 @@ from nemoalign.data.rewards import AnswerDataset
 from nemoalign.errors import ConfigError
 from nemoalign.log import PlainReporter, speaking_rank
 from nemoalign.model.lora_settings import lora_settings
+from nemoalign.model.reward_head import attribute_shares
 from nemoalign.parallel.state import start
 from nemoalign.run.appearing import appearing, target_of
 from nemoalign.run.assemble import built_model
@@ -182,11 +183,5 @@ def weighted(rewards: Sequence[float], weights: Sequence[float] | None) -> float
     Raises:
         ConfigError: when there are not as many weights as rewards.
     """
-    if weights is None:
-        return sum(rewards) / len(rewards)
-    if len(weights) != len(rewards):
-        raise ConfigError(
-            f"model.rm.attribute_weights has {len(weights)} weights for {len(rewards)} attributes. "
-            "Give one for each."
-        )
-    return sum(w * reward for w, reward in zip(weights, rewards, strict=True))
+    shares = attribute_shares(len(rewards), weights)
+    return sum(share * reward for share, reward in zip(shares, rewards, strict=True))

@@ -1,12 +1,22 @@
 """Where an answer's reward is read, and what a new head is."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from nemoalign.config.architecture import Architecture
-from nemoalign.model.reward_head import Answers, RewardHead, with_reward_head
+from nemoalign.errors import ConfigError
+from nemoalign.model.build import ModelSettings, build_model
+from nemoalign.model.forward import forward_values
+from nemoalign.model.load import load_weights
+from nemoalign.model.reward_head import Answers, RewardHead, folded_head, with_reward_head
+from nemoalign.parallel.layout import ParallelLayout
+from nemoalign.parallel.state import start
 from tests.model import tiny
 
+ONE = ParallelLayout(1)
 LENGTHS = [3, 5, 1]
 
 
@@ -45,6 +55,58 @@ def test_values_are_of_every_position_and_of_one_output() -> None:
     torch.testing.assert_close(head.values(hidden), expected)
     with pytest.raises(AssertionError, match="one value"):
         RewardHead(4, 2, "cpu").values(hidden)
+
+
+STANDARD = {"mean": 2.5, "std": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, lambda out: out.mean(-1)),
+        ({"attribute_weights": [0.0, 2.0, -1.0]}, lambda out: 2 * out[..., 1] - out[..., 2]),
+        (STANDARD, lambda out: (out.mean(-1) - 2.5) / 0.5),
+        ({"attribute_weights": (1, 0, 0), **STANDARD}, lambda out: (out[..., 0] - 2.5) / 0.5),
+    ],
+    ids=["mean", "weighted", "standardized", "one of them, standardized"],
+)
+def test_a_folded_head_is_merged_and_standardized_outputs(options, expected) -> None:
+    model = tiny.llama()
+    arch = tiny.architecture(model.config, num_attributes=3)
+    arrays = tiny.weights(model, arch)
+    torch.manual_seed(0)
+    weight, bias = torch.randn(3, 64), torch.randn(3)
+    arrays |= {"rm_head.weight": weight.numpy(), "rm_head.bias": bias.numpy()}
+    folded = folded_head(tiny.Store(arrays), **options)
+    assert set(folded.tensors) == set(arrays)
+    batch = tiny.batch()
+    with start(ONE, seed=1), torch.no_grad():
+        chunks = build_model(
+            replace(arch, num_attributes=1), tiny.VOCAB, ONE, precision="fp32",
+            settings=ModelSettings(),
+        )  # fmt: skip
+        load_weights(chunks, folded, replace(arch, num_attributes=1), ONE, tiny.VOCAB)
+        hidden = model.model(batch.tokens).last_hidden_state
+        outputs = hidden @ weight.T + bias
+        torch.testing.assert_close(
+            forward_values(chunks[0], batch), expected(outputs), rtol=0, atol=3e-5
+        )
+
+
+def test_a_head_in_bf16_is_folded_in_fp32() -> None:
+    weight = torch.tensor([[1.0, 0.5], [3.0, 0.25]])
+    raw = weight.bfloat16().view(torch.uint16).numpy()
+    arrays = {"rm_head.weight": raw, "rm_head.bias": raw[0].copy()}
+    folded = folded_head(tiny.Store(arrays, "bfloat16"))
+    assert folded.tensors["rm_head.weight"].dtype == "float32"
+    assert folded.read("rm_head.weight").tolist() == [[2.0, 0.375]]
+    assert folded.read("rm_head.bias").tolist() == [0.75]
+
+
+def test_as_many_weights_as_attributes() -> None:
+    arrays = {"rm_head.weight": np.ones((3, 4), np.float32), "rm_head.bias": np.ones(3, np.float32)}
+    with pytest.raises(ConfigError, match="has 2 weights for 3 attributes"):
+        folded_head(tiny.Store(arrays), attribute_weights=[1.0, 1.0])
 
 
 def test_a_new_head_depends_on_the_seed_alone_and_a_tied_model_gets_an_output_layer() -> None:

@@ -7,8 +7,9 @@ does not. The tensors decide whether there is a head, and how many numbers it re
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemoalign.archive.dtypes import cast
@@ -26,6 +27,50 @@ _TARGETS = {
     "binary_ranking": "megatron_gpt_reward_model.MegatronGPTRewardModel",
     "regression": "megatron_gpt_regression_reward_model.MegatronGPTRegressionRewardModel",
 }
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """How rewards, and values that began as rewards, are moved and scaled: ``(x - mean) / std``."""
+
+    mean: float
+    std: float
+
+
+def reward_standardization(config: Mapping[str, Any], where: str) -> Standardization | None:
+    """Return what a model_config.yaml asks for as ``reward_standardization``; None unless it is enabled.
+
+    Raises:
+        ContentError: when it is enabled without numbers that can be meant.
+    """
+    stated = section(config, "reward_standardization")
+    if not stated.get("enable"):
+        return None
+    mean, std = (_number(stated.get(name)) for name in ("mean", "std"))
+    if mean is None or std is None or std <= 0:
+        raise ContentError(
+            f"{where} enables reward_standardization with mean {stated.get('mean')!r:.40} and std "
+            f"{stated.get('std')!r:.40}. It needs two numbers, the second above 0."
+        )
+    return Standardization(mean, std)
+
+
+def attribute_weights(config: Mapping[str, Any], where: str) -> tuple[float, ...] | None:
+    """Return ``regression.attribute_weights`` of a model_config.yaml; None where all count the same.
+
+    Raises:
+        ContentError: when they are no numbers.
+    """
+    stated = section(config, "regression").get("attribute_weights")
+    if stated is None:
+        return None
+    found = [_number(value) for value in stated] if isinstance(stated, list) else []
+    weights = tuple(weight for weight in found if weight is not None)
+    if not weights or len(weights) < len(found):
+        raise ContentError(
+            f"{where} has regression.attribute_weights {stated!r:.60}, which is no list of numbers."
+        )
+    return weights
 
 
 def with_head(
@@ -181,6 +226,12 @@ def with_trained_head(base: Source, told_by: Source) -> Source:
 def _outputs(tensors: Mapping[str, TensorInfo], name: str) -> int:
     info = tensors.get(name)
     return info.shape[0] if info is not None and len(info.shape) == 2 else 0
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, or None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _stated_outputs(hf_config: Mapping[str, Any]) -> int:

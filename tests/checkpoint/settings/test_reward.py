@@ -16,7 +16,14 @@ from transformers import AutoModelForSequenceClassification, Qwen2Config
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.inspect import inspect
 from nemoalign.checkpoint.open import open_source
-from nemoalign.checkpoint.settings.reward import BIAS, WEIGHT
+from nemoalign.checkpoint.settings.reward import (
+    BIAS,
+    WEIGHT,
+    Standardization,
+    attribute_weights,
+    reward_standardization,
+)
+from nemoalign.config.checkpoint_yaml import load_checkpoint_config
 from nemoalign.errors import ContentError
 from nemoalign.log import PlainReporter
 from nemoalign.model.build import ModelSettings, build_model
@@ -183,3 +190,38 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
     (tmp_path / "hf/config.json").write_text(json.dumps(config))
     with pytest.raises(ContentError, match=r"without its score\.weight"):
         open_source(tmp_path / "hf")
+
+
+def standardized(text: str):
+    return reward_standardization(load_checkpoint_config(text, "m.yaml"), "m.yaml")
+
+
+def test_rewards_are_standardized_where_the_configuration_enables_it():
+    assert standardized("reward_standardization: {enable: true, mean: 5, std: 1.25}") == (
+        Standardization(5.0, 1.25)
+    )
+    for text in (
+        "hidden_size: 4",
+        "reward_standardization: null",
+        "reward_standardization: {enable: false, mean: 1, std: 2}",
+    ):
+        assert standardized(text) is None
+
+
+@pytest.mark.parametrize("numbers", ["mean: null, std: 1", "mean: 1, std: 0", "mean: .nan, std: 1"])
+def test_a_standardization_without_usable_numbers_is_refused(numbers):
+    with pytest.raises(ContentError, match="two numbers, the second above 0"):
+        standardized(f"reward_standardization: {{enable: true, {numbers}}}")
+
+
+def test_weights_of_attributes_are_a_list_of_numbers_or_all_the_same():
+    for text, expected in (
+        ("regression: {num_attributes: 2}", None),
+        ("regression: {attribute_weights: null}", None),
+        ("regression: {attribute_weights: [0, 0.5]}", (0.0, 0.5)),
+    ):
+        assert attribute_weights(load_checkpoint_config(text, "m.yaml"), "m.yaml") == expected
+    for stated in ("[]", "[a, 1]", "0.5", "[true, 1]"):
+        config = load_checkpoint_config(f"regression: {{attribute_weights: {stated}}}", "m.yaml")
+        with pytest.raises(ContentError, match="no list of numbers"):
+            attribute_weights(config, "m.yaml")
