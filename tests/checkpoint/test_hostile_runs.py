@@ -113,9 +113,7 @@ def opened(path):
         pass
 
 
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1), value=st.integers(0, 255), length=st.integers(1, 8), cut=st.booleans())
 def test_a_damaged_file_ends_in_a_sentence(at, value, length, cut, tmp_path):
     content = bytearray(ORIGINAL.getvalue())
@@ -126,9 +124,7 @@ def test_a_damaged_file_ends_in_a_sentence(at, value, length, cut, tmp_path):
     opened(path)
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1), value=st.integers(0, 255), length=st.integers(1, 8))
 def test_a_damaged_configuration_ends_in_a_sentence(at, value, length, tmp_path):
     run = tmp_path / "run"

@@ -129,7 +129,7 @@ def whole(archive: Path, folder: Path) -> dict[str, torch.Tensor]:
     return load_ranks(path)["model_weights.ckpt"]
 
 
-@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+@settings(max_examples=15, phases=[Phase.generate])
 @given(models(), st.integers(0, 1 << 30))
 def test_any_layout_and_back_and_by_way_of_another_is_the_same_model(model, seed):
     first, second = model.layouts

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -117,7 +117,6 @@ def test_what_is_written_reads_back_the_same():
     assert "&" not in text
 
 
-@settings(deadline=None)
 @given(st.text("0123456789+-._eE:xinfaN", min_size=1, max_size=8))
 @example("1e-5")
 @example("1_000.5")
@@ -134,7 +133,6 @@ def test_every_scalar_means_what_it_means_to_omegaconf(scalar):
     assert (type(found), repr(found)) == (type(expected), repr(expected))
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -22,9 +22,7 @@ def test_defaults_that_follow_from_others(tmp_path):
     assert given_lr.config.model.optim.sched.min_lr == 3e-5
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.floats(1e-7, 1.0), st.booleans())
 def test_a_given_rate_is_never_changed_and_ends_at_a_tenth(tmp_path, lr, lora):
     flags = {LR: repr(lr), **({"model.peft.lora_tuning.adapter_dim": "4"} if lora else {})}

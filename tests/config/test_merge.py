@@ -25,9 +25,7 @@ def source_of(tmp_path, layer: str) -> str:
     }[layer]
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.sets(st.sampled_from(LAYERS)))
 def test_the_last_layer_that_names_a_key_wins_and_other_keys_keep_their_default(tmp_path, named):
     value = {layer: (index + 1) / 100 for index, layer in enumerate(LAYERS)}

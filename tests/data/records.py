@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nemoalign.data.rows import Dialogue
 
-FINISHED = settings(max_examples=200, deadline=None)
+FINISHED = settings(max_examples=200)
 FIELDS = (
     "prompt", "chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages",
     "rejected_messages", "messages", "conversations", "system", "instruction", "input", "output",

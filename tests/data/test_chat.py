@@ -73,7 +73,7 @@ words = st.text(st.sampled_from("ab 2+<|im_end|>?\n"), min_size=1, max_size=12).
 turns = st.lists(st.tuples(words, words), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(turns=turns, system=st.none() | words, name=st.sampled_from(["plain", "marked"]))
 def test_answers_are_those_that_transformers_marks(
     tokenizers, transformers_tokenizer, turns, system, name

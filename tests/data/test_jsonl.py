@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.data.jsonl import JsonlFile, kind_of
@@ -14,7 +14,6 @@ def write(tmp_path, content: bytes):
     return path
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.dictionaries(st.text(), st.text() | st.integers()), min_size=1, max_size=8),
     ends=st.lists(st.sampled_from(["\n", "\r\n", "\n\n", "\n  \t\n"]), min_size=8, max_size=8),

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.data.lines import LineFinder
@@ -17,7 +17,6 @@ def found(text: bytes, chunk: int) -> tuple[list[int], list[int]]:
     return together["starts"], together["blanks"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([b"{}", b" {}", b"", b" \t", b"\r", b"x", b"\n"]), max_size=12),
     st.booleans(),

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.data.sampler import MISSING_ROW, GlobalSampler, num_microbatches
@@ -36,7 +36,6 @@ def test_sequential_batches_hold_the_rows_of_nemos(case):
         consumed += len(batch)
 
 
-@settings(deadline=None)
 @given(
     total=st.integers(1, 60),
     gbs=st.integers(1, 20),
@@ -55,7 +54,6 @@ def test_every_row_occurs_exactly_once_in_an_epoch(total, gbs, seed, epoch):
     assert consumed == (epoch + 1) * total
 
 
-@settings(deadline=None)
 @given(total=st.integers(1, 60), gbs=st.integers(1, 20), seed=st.integers(0, 99))
 def test_dropping_the_last_leaves_whole_batches_of_different_rows(total, gbs, seed):
     if total < gbs:
@@ -68,7 +66,6 @@ def test_dropping_the_last_leaves_whole_batches_of_different_rows(total, gbs, se
     assert len(set(np.concatenate(seen).tolist())) == total // gbs * gbs
 
 
-@settings(deadline=None)
 @given(
     size=sizes, other=sizes, seed=st.integers(0, 99), balance=st.booleans(), step=st.integers(0, 5)
 )

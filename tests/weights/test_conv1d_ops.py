@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.errors import ShapeError
@@ -24,7 +24,6 @@ def test_a_transposed_matrix_comes_back_and_lies_row_by_row(shape, dtype):
     assert Transpose().hf_shapes(moved.shape, arch, 0) == (whole.shape,)
 
 
-@settings(deadline=None)
 @given(attention())
 def test_the_packed_matrix_comes_back_and_equals_packing_its_three_chunks(case):
     arch, parts, _ = case

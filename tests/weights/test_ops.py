@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.config.architecture import Architecture
@@ -45,7 +45,6 @@ def attention(draw):
     return arch, parts, tp
 
 
-@settings(deadline=None)
 @given(attention())
 def test_qkv_comes_back_exactly(case):
     arch, parts, _ = case
@@ -55,7 +54,6 @@ def test_qkv_comes_back_exactly(case):
         assert part.dtype == again.dtype
 
 
-@settings(deadline=None)
 @given(attention())
 def test_cutting_qkv_by_groups_commutes_with_packing(case):
     arch, parts, tp = case
@@ -99,7 +97,6 @@ def test_qkv_of_another_shape_is_refused_with_both_shapes():
         FuseQKV().to_hf(numbered((23, 8)), arch, 0)
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 6), tp=st.sampled_from([1, 2, 3]), dtype=st.sampled_from(RAW_DTYPES))
 def test_gate_and_up_come_back_also_through_shards(rows, tp, dtype):
     gate, up = numbered((rows * tp, 3), dtype), numbered((rows * tp, 3), dtype) + 500
@@ -123,7 +120,6 @@ def test_an_odd_gated_matrix_is_refused():
         FuseGateUp().to_hf(numbered((5, 2)), architecture(), 0)
 
 
-@settings(deadline=None)
 @given(vocab=st.integers(1, 40), multiple=st.integers(1, 16), dtype=st.sampled_from(RAW_DTYPES))
 def test_vocabulary_rows_are_padded_with_zeros_and_trimmed(vocab, multiple, dtype):
     arch = architecture(make_vocab_size_divisible_by=multiple)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoalign.errors import ShapeError
@@ -21,14 +21,12 @@ def cut(draw):
     return split, tp, np.arange(np.prod(shape)).reshape(shape)
 
 
-@settings(deadline=None)
 @given(cut())
 def test_joining_shards_gives_the_whole(case):
     split, tp, whole = case
     np.testing.assert_array_equal(split.join(split.split(whole, tp)), whole)
 
 
-@settings(deadline=None)
 @given(cut())
 def test_shapes_of_shards_and_whole_agree_with_the_arrays(case):
     split, tp, whole = case
@@ -37,7 +35,6 @@ def test_shapes_of_shards_and_whole_agree_with_the_arrays(case):
     assert split.whole_shape(shard.shape, tp) == whole.shape
 
 
-@settings(deadline=None)
 @given(cut())
 def test_pieces_cover_every_element_once_unless_replicated(case):
     split, tp, whole = case

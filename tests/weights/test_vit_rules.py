@@ -22,7 +22,7 @@ def arch_of(heads: int, width: int, patch: int, channels: int) -> VitArchitectur
 SMALL = st.integers(1, 4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SMALL, SMALL, SMALL, SMALL, st.sampled_from(["uint16", "float32"]))
 def test_every_operation_is_undone_by_its_inverse(heads, width, patch, channels, kind):
     arch = arch_of(heads, width, patch, channels)

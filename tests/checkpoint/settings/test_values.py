@@ -94,7 +94,7 @@ def inspect_or_refuse(folder):
         inspect(folder)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_value_anywhere_in_model_config_yaml_is_survived(unpacked, data):
     original = (unpacked / "model_config.yaml").read_text()
@@ -107,7 +107,7 @@ def test_any_value_anywhere_in_model_config_yaml_is_survived(unpacked, data):
         (unpacked / "model_config.yaml").write_text(original)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(["config.json", "tokenizer_config.json"]))
 def test_any_value_anywhere_in_a_models_json_is_survived(hf_folder, data, name):
     original = (hf_folder / name).read_text()

@@ -167,7 +167,7 @@ def test_what_only_the_old_model_has_is_refused(tmp_path):
         open_source(save_unpacked(tmp_path / "b", config, {"model_weights.ckpt": state}))
 
 
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(0, 2), min_size=4, max_size=4).filter(sum),
     grid=st.sampled_from([(1, 4), (2, 2), (4, 1)]),

@@ -25,7 +25,7 @@ class Seen(HTMLParser):
         self.text += data
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(), st.text())
 def test_no_text_becomes_an_element_or_leaves_its_attribute(inside, attribute) -> None:
     seen = Seen(tag("p", inside, title=attribute))
@@ -33,7 +33,7 @@ def test_no_text_becomes_an_element_or_leaves_its_attribute(inside, attribute) -
     assert seen.tags[0][1].keys() == {"title"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Cn"])))
 def test_text_is_shown_as_it_is(words) -> None:
     assert Seen(tag("p", words)).text == words
