@@ -99,18 +99,18 @@ class FileReport:
 
     def line(self, max_seq_length: int) -> str:
         """Return the counts as one sentence."""
-        parts = [f"{self.path}: {self.rows:,} rows ({self.schema})"]
+        parts = [f"{self.path}: {_counted(self.rows, 'row')} ({self.schema})"]
         if self.weight != 1:
             parts.append(f"each used {self.weight:g} times an epoch")
-        counted = (
+        found = (
             (self.truncated, f"cut to {max_seq_length:,} tokens"),
             (self.too_long, f"dropped (longer than {max_seq_length:,} tokens)"),
             (self.alike, "dropped (both answers the same, as far as they fit)"),
             (self.unanswered, "dropped (no answer token left)"),
-            (self.duplicates, "duplicates"),
-            (self.blank_lines, "empty lines skipped"),
         )
-        parts += [f"{count:,} {what}" for count, what in counted if count]
+        parts += [f"{count:,} {what}" for count, what in found if count]
+        parts += [_counted(self.duplicates, "duplicate")] * (self.duplicates > 0)
+        parts += [f"{_counted(self.blank_lines, 'empty line')} skipped"] * (self.blank_lines > 0)
         if self.tokens:
             share = self.trained_tokens / self.tokens
             parts.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%})")
@@ -150,6 +150,10 @@ def usable_rows(file: EncodedFile, answers: int) -> np.ndarray:
     usable = (file.found["trained"].reshape(-1, answers) > 0).all(1)
     digests = np.sort(file.found["digests"].reshape(-1, answers), axis=1)
     return usable & (digests[:, 1:] != digests[:, :-1]).all(1)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -222,7 +226,8 @@ class DataReport:
         found = [problem for file in self.files for problem in file.problems()]
         if self.repeated:
             found.append(
-                f"{self.repeated:,} rows of the {self.split} data are in more than one of its files."
+                f"{_counted(self.repeated, 'row')} of the {self.split} data "
+                f"{'is' if self.repeated == 1 else 'are'} in more than one of its files."
             )
         if self.unbalanced is not None:
             found.append(self.unbalanced)

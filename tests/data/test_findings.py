@@ -44,7 +44,7 @@ def test_rows_of_several_files_are_told_from_those_of_one(splits):
 def test_every_oddity_is_a_sentence(splits):
     problems = Findings.of(*splits).problems()
     assert [problem[:40] for problem in problems] == [
-        "1 rows of the train data are in more tha",
+        "1 row of the train data is in more than ",
         "3 of 4 rows of the validation data are t",
     ]
 

@@ -20,10 +20,13 @@ def test_a_file_is_one_sentence_with_only_what_occurred():
         "a.jsonl: 3 rows (messages), 2 cut to 512 tokens, 1 dropped (no answer token left), "
         "612 tokens, 100 trained (16%), longest 512, median 306"
     )
-    assert FileReport("b.jsonl", "messages", blank_lines=1, weight=0.5, rows=2, duplicates=1).line(
-        8
-    ) == (
-        "b.jsonl: 2 rows (messages), each used 0.5 times an epoch, 1 duplicates, 1 empty lines skipped"
+    few = FileReport("b.jsonl", "messages", blank_lines=1, weight=0.5, rows=1, duplicates=1)
+    assert few.line(8) == (
+        "b.jsonl: 1 row (messages), each used 0.5 times an epoch, 1 duplicate, 1 empty line skipped"
+    )
+    many = FileReport("b.jsonl", "messages", blank_lines=2, rows=3000, duplicates=1000)
+    assert many.line(8) == (
+        "b.jsonl: 3,000 rows (messages), 1,000 duplicates, 2 empty lines skipped"
     )
 
 
