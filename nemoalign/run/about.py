@@ -34,7 +34,7 @@ def about(merged: Merged, made: Prepared) -> dict[str, Any]:
         "versions": _versions(),
         "config": flattened(merged.tree),
         "sources": merged.sources,
-        "warnings": merged.warnings,
+        "warnings": [*merged.warnings, *made.warnings],
         "data": made.inputs.findings.lines(),
         "samples": _samples(made.inputs, made.tokenizer),
     }

@@ -40,7 +40,9 @@ def finish(
         summary["archive"] = str(archive)
     empty = made.inputs.empty_rows()
     if empty:
-        reporter.warn(f"{empty:,} rows had no answer token left and trained nothing.")
+        text = f"{empty:,} rows had no answer token left and trained nothing."
+        summary["warnings"].append(text)
+        reporter.warn(text)
     attempt = Attempt()
     if speaking_rank():
         last = find_last(run_directory(merged.config) / "checkpoints")

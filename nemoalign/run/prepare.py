@@ -41,6 +41,8 @@ class Prepared:
     layout: ParallelLayout
     tokenizer: Tokenizer
     inputs: Inputs
+    warnings: list[str]
+    """What is odd about rows and schedule, a sentence each."""
 
 
 def prepare(merged: Merged, reporter: Reporter) -> Prepared:
@@ -78,8 +80,9 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     for line in inputs.findings.lines() + packing_report(inputs, config, layout):
         reporter.say(line)
     strange = inputs.limits.schedule.problem() if inputs.limits.max_steps else None
-    for problem in inputs.findings.problems() + ([strange] if strange else []):
-        reporter.warn(problem)
+    warnings = inputs.findings.problems() + ([strange] if strange else [])
+    for warning in warnings:
+        reporter.warn(warning)
     if inputs.train is not None:
         for title, segments in preview(inputs.train, tokenizer, config.model.data.preview):
             reporter.say(title)
@@ -87,7 +90,7 @@ def prepare(merged: Merged, reporter: Reporter) -> Prepared:
     if scores:
         arch, weights = reward_model(config, arch, source, inputs, reporter)
         source = replace(source, arch=arch, weights=weights)
-    return Prepared(source, arch, layout, tokenizer, inputs)
+    return Prepared(source, arch, layout, tokenizer, inputs, warnings)
 
 
 def plan(merged: Merged, reporter: Reporter) -> dict[str, Any]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
+    from nemoalign.run.prepare import Prepared
     from nemoalign.train.loop import Trainer
     from nemoalign.train.stopping import Requests
 
@@ -71,10 +72,11 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
                 _resume(trainer, merged.config, reporter)
                 _open_sinks(trainer, merged)
                 trainer.fit(requests)
-                return finish(merged, made, trainer, _summary(merged, trainer), reporter)
+                return finish(merged, made, trainer, _summary(merged, made, trainer), reporter)
         except BaseException as error:
             if records is not None:
-                _record_early_end(records, _summary(merged, trainer, lost_rank(error) or error))
+                reason = lost_rank(error) or error
+                _record_early_end(records, _summary(merged, made, trainer, reason))
             raise
         finally:
             if records is not None:
@@ -146,16 +148,18 @@ def _open_sinks(trainer: Trainer, merged: Merged) -> None:
 
 
 def _summary(
-    merged: Merged, trainer: Trainer | None, error: BaseException | None = None
+    merged: Merged, made: Prepared, trainer: Trainer | None, error: BaseException | None = None
 ) -> dict[str, Any]:
-    """Return how the run ended and where it stands."""
+    """Return how the run ended, where it stands, and what it was warned of from its beginning."""
+    stands = trainer.summary() if trainer is not None else {}
     state = next((word for kind, word in STATES if isinstance(error, kind)), "failed")
     return {
         "state": FINISHED if error is None else state,
         **({} if error is None else {"reason": str(error) or type(error).__name__}),
         "algorithm": merged.algorithm,
         "checkpoint": str(merged.config.pretrained_checkpoint.restore_from_path),
-        **(trainer.summary() if trainer is not None else {}),
+        **stands,
+        "warnings": [*merged.warnings, *made.warnings, *stands.get("warnings", [])],
     }
 
 
