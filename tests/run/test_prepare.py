@@ -23,14 +23,14 @@ def test_dry_run_resolves_everything_and_writes_nothing(made, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def _wrong(made, tmp_path, **changes) -> tuple[int, str]:
+def _wrong(made, tmp_path, code: int, **changes) -> str:
     flags = {"--ckpt": made / "m.nemo", "--data": made / "train.jsonl", "--gbs": 8, **changes}
     line = [word for pair in flags.items() for word in pair]
-    result = tiny.command("sft", *line, "-o", tmp_path / "run")
-    assert "Traceback" not in result.stderr
-    assert result.stderr.strip().count("\n\n") == 0, "one paragraph"
+    said = tiny.quickly("sft", *line, "-o", tmp_path / "run", talk=True, code=code)
+    assert "Traceback" not in said
+    assert said.strip().count("\n\n") == 0, "one paragraph"
     assert not (tmp_path / "run/metrics.jsonl").exists()
-    return result.returncode, result.stderr
+    return said
 
 
 @pytest.mark.slow
@@ -45,33 +45,25 @@ def _wrong(made, tmp_path, **changes) -> tuple[int, str]:
 )
 def test_bad_rows_are_exit_8_with_their_line(made, tmp_path, text, says) -> None:
     (tmp_path / "rows.jsonl").write_text(text)
-    code, message = _wrong(made, tmp_path, **{"--data": tmp_path / "rows.jsonl"})
-    assert code == 8
-    assert says in message
+    assert says in _wrong(made, tmp_path, 8, **{"--data": tmp_path / "rows.jsonl"})
 
 
 @pytest.mark.slow
 def test_checkpoints_that_are_none_are_exit_3(made, tmp_path) -> None:
-    assert _wrong(made, tmp_path, **{"--ckpt": tmp_path / "absent.nemo"})[0] == 3
+    _wrong(made, tmp_path, 3, **{"--ckpt": tmp_path / "absent.nemo"})
     (tmp_path / "text.nemo").write_text("no checkpoint")
-    assert _wrong(made, tmp_path, **{"--ckpt": tmp_path / "text.nemo"})[0] == 3
+    _wrong(made, tmp_path, 3, **{"--ckpt": tmp_path / "text.nemo"})
     whole = (made / "m.nemo").read_bytes()
     (tmp_path / "cut.nemo").write_bytes(whole[: len(whole) // 2])
-    code, message = _wrong(made, tmp_path, **{"--ckpt": tmp_path / "cut.nemo"})
-    assert code == 3
+    message = _wrong(made, tmp_path, 3, **{"--ckpt": tmp_path / "cut.nemo"})
     assert "truncated" in message or "ends" in message
 
 
 @pytest.mark.slow
 def test_layouts_and_lengths_that_do_not_fit_are_exit_2_and_name_what_does(made, tmp_path) -> None:
-    code, message = _wrong(made, tmp_path, **{"--tp": 4})
-    assert code == 2
-    assert "--tp 1 or 2" in message
-    code, message = _wrong(
-        made, tmp_path, **{"--ckpt": FIXTURES / "gpt_tp1_dist.nemo", "--seq-len": 4096}
-    )
-    assert code == 2
-    assert "--seq-len 128" in message
+    assert "--tp 1 or 2" in _wrong(made, tmp_path, 2, **{"--tp": 4})
+    longer = {"--ckpt": FIXTURES / "gpt_tp1_dist.nemo", "--seq-len": 4096}
+    assert "--seq-len 128" in _wrong(made, tmp_path, 2, **longer)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def test_a_run_leaves_everything_that_repeats_and_explains_it(made) -> None:
     assert summary["best"] == {"val_loss": val[-1]["val_loss"], "step": 2}
     assert (summary["state"], summary["algorithm"]) == ("finished", "sft")
     assert summary["epochs"] == 0.5
+    assert summary["warnings"] == []
     page = (made / "full/report.html").read_text()
     shown = ("Q: What does the", "flag --lr", "train.jsonl: 32 rows", '"val":[[0,', "finished")
     assert [words for words in shown if words not in page] == []
@@ -57,37 +58,33 @@ def test_a_finished_runs_archive_exports_and_evaluates_to_its_last_loss(
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_says_why_in_its_summary(made, tmp_path) -> None:
+def test_a_run_that_stopped_says_why_and_what_is_odd_in_its_summary(made, tmp_path) -> None:
     run = tmp_path / "run"
-    stopped = tiny.command(
-        "sft", "--config", made / "full/config.yaml", "-o", run, "--max-time", "0:00:00"
-    )
-    assert stopped.returncode == 75, stopped.stderr
+    said = tiny.quickly(
+        "sft", "--config", made / "full/config.yaml", "-o", run, "--max-time", "0:00:00",
+        "--val", made / "train.jsonl", talk=True, code=75,
+    )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary["state"] == "stopped"
-    assert summary["reason"] in stopped.stderr
+    assert summary["reason"] in said
     assert summary["steps"] == 0
+    (odd,) = json.loads((run / "data_report.json").read_text())["problems"]
+    assert "32 of 32 rows of the validation data are training rows too" in odd
+    assert summary["warnings"] == json.loads((run / "run.json").read_text())["warnings"] == [odd]
+    assert "Warnings" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_a_finished_run_says_so_and_an_interrupted_one_goes_on(made, tmp_path) -> None:
     shutil.copytree(made / "full", tmp_path / "run")
     before = (tmp_path / "run/metrics.jsonl").read_text()
-    again = tiny.command("sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run")
-    assert again.returncode == 0
-    assert "finished" in again.stderr
+    shared = ["sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run"]
+    assert "finished; nothing to do" in tiny.quickly(*shared, talk=True)
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     (tmp_path / "run/summary.json").write_text(json.dumps({**summary, "state": "stopped"}))
-    said = tiny.quickly(
-        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--max-steps", 3,
-        "-v",
-    )  # fmt: skip
-    assert "rank  host" in said
+    assert "rank  host" in tiny.quickly(*shared, "--max-steps", 3, "-v")
     assert json.loads((tmp_path / "run/summary.json").read_text())["state"] == "finished"
     assert [entry["step"] for entry in tiny.read_metrics(tmp_path / "run")] == [1, 2, 3]
-    changed = tiny.command(
-        "sft", "--config", tmp_path / "run/config.yaml", "-o", tmp_path / "run", "--lr", "5e-3"
-    )
-    assert changed.returncode == 5
-    assert "model.optim.lr was 0.001 and is 0.005" in changed.stderr
+    changed = tiny.quickly(*shared, "--lr", "5e-3", talk=True, code=5)
+    assert "model.optim.lr was 0.001 and is 0.005" in changed
