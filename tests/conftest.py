@@ -21,8 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.unit)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def two_ranks(tmp_path_factory: pytest.TempPathFactory):
+    """A pool whose ranks start when they are first used."""
     with rank_pool(2, tmp_path_factory.mktemp("ranks")) as pool:
         yield pool
 

@@ -1,7 +1,9 @@
 """Two gloo ranks kept for the whole session: starting them costs seconds, using them milliseconds."""
 
 import contextlib
+import io
 import multiprocessing
+import os
 import pickle
 import time
 import traceback
@@ -12,6 +14,9 @@ from typing import Any
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=90)
 JOB_SECONDS = 180
+
+_SHARED: list["RankPool"] = []
+"""The pools that are open."""
 
 
 class RankPool:
@@ -81,12 +86,47 @@ class RankPool:
         return answers
 
 
+def command_here(typed: list[str]) -> tuple[int, str, str]:
+    """Run the command in this process; return its exit code, its result and what it said on the way."""
+    from nemoalign.cli.app import run
+
+    out, said, environ = io.StringIO(), io.StringIO(), dict(os.environ)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            code = run(typed)
+    finally:
+        os.environ.clear()
+        os.environ.update(environ)
+    return code, out.getvalue(), said.getvalue()
+
+
+def command_on_ranks(typed: list[str]) -> tuple[int, str, str]:
+    """Run the command on the two ranks of the session, as ranks that somebody else has started."""
+    environ = {**os.environ, "MASTER_ADDR": "unused", "MASTER_PORT": "0"}
+    ends = _SHARED[-1].run(_command_on_rank, typed, environ, Path.cwd())
+    failed = [end for end in ends if end[0]]
+    return failed[0] if failed else ends[0]
+
+
+def _command_on_rank(typed: list[str], environ: dict[str, str], directory: Path) -> Any:
+    """Run the command as this rank, in the process group that is open."""
+    own = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    before = dict(os.environ)
+    os.environ.update({**environ, **own})
+    try:
+        with contextlib.chdir(directory):
+            return command_here(typed)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _serve(pipe: Any, rank: int, size: int) -> None:
     """A rank's life: one process group per job, and the whole traceback when a job fails."""
-    import os
-
     import torch
 
+    # A rank that saves starts a process, which a daemon must not.
+    multiprocessing.current_process().daemon = False
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     while True:
@@ -137,7 +177,9 @@ class _FailuresTold:
 def rank_pool(size: int, directory: Path):
     """Open a pool and kill its ranks at the end."""
     pool = RankPool(size, directory)
+    _SHARED.append(pool)
     try:
         yield pool
     finally:
+        _SHARED.remove(pool)
         pool.stop()

@@ -24,7 +24,7 @@ def llama(tmp_path_factory) -> Path:
 )
 def test_a_bad_third_row_is_bad_data_with_its_place(llama, tmp_path, algorithm, good, bad, says) -> None:  # fmt: skip
     rows = tiny.write_rows(tmp_path / "rows.jsonl", [good, good, bad, good])
-    refused = tiny.command(algorithm, "--ckpt", llama, "--data", rows, "--gbs", 2, "--dry-run")
-    assert refused.returncode == 8, refused.stderr
-    assert f"rows.jsonl line 3 {says}" in refused.stderr
-    assert "more are wrong" not in refused.stderr
+    command = [algorithm, "--ckpt", llama, "--data", rows, "--gbs", 2, "--dry-run"]
+    said = tiny.quickly(*command, talk=True, code=8)
+    assert f"rows.jsonl line 3 {says}" in said
+    assert "more are wrong" not in said

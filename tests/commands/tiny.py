@@ -1,12 +1,12 @@
 """A tiny real llama (vocabulary 519, so that padding differs between layouts) and rows to train it on."""
 
-import contextlib
-import io
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nemoalign.cli.app import run
+from tests.ranks import command_here, command_on_ranks
 
 VOCAB_SIZE = 519
 CHATML = (
@@ -135,28 +135,29 @@ def ok(*arguments: object, **options) -> str:
     return result.stdout
 
 
-SEVERAL_RANKS = {"--tp", "--pp", "--devices"}
-
-
 def quickly(*arguments: object, talk: bool = False, code: int = 0) -> str:
-    """Run the command in this process where one rank does it, insist on ``code`` and return what it printed.
+    """Run the command in this process, insist on ``code`` and return what it printed.
 
-    With ``talk`` that is what it said on the way, not its result, and one rank must do; with another code
-    than 0 it must end before it starts ranks. A process of its own spends seconds on imports; where the
-    process is what is tested, use ``ok``.
+    With ``talk`` that is what it said on the way, not its result. Two ranks are those of the session, and
+    need ``-o``; a command that must not get as far as that runs here. A process of its own spends seconds on
+    imports; where the process or the start of ranks is what is tested, use ``ok``.
     """
     typed = [str(argument) for argument in arguments]
-    if SEVERAL_RANKS & set(typed) and not code:
-        return ok(*typed)
-    out, said, environ = io.StringIO(), io.StringIO(), dict(os.environ)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            ended = run(typed)
-    finally:
-        os.environ.clear()
-        os.environ.update(environ)
-    assert ended == code, f"nemoalign {' '.join(typed)}\n{said.getvalue()[-4000:]}"
-    return (said if talk else out).getvalue()
+    ranks = 1 if code else ranks_of(typed)
+    assert ranks in (1, 2), "the session has two ranks"
+    ended, out, said = command_here(typed) if ranks == 1 else command_on_ranks(typed)
+    assert ended == code, f"nemoalign {' '.join(typed)}\n{said[-4000:]}"
+    return said if talk else out
+
+
+def ranks_of(typed: Sequence[object]) -> int:
+    """Return how many ranks a command line starts."""
+    if "--dry-run" in typed:
+        return 1
+    given = dict(itertools.pairwise(typed))
+    if "--devices" in given:
+        return int(given["--devices"])
+    return int(given.get("--tp", 1)) * int(given.get("--pp", 1))
 
 
 def read_metrics(run: Path, split: str = "train") -> list[dict]:

@@ -31,7 +31,7 @@ class Material:
     def make(cls, root: Path) -> "Material":
         """Make them below ``root``."""
         tiny.make_llama(root / "hf")
-        tiny.ok("convert", root / "hf", "-o", root / "m.nemo")
+        tiny.quickly("convert", root / "hf", "-o", root / "m.nemo")
         tiny.write_rows(root / "train.jsonl", tiny.rows(64, seed=1))
         tiny.write_rows(root / "val.jsonl", tiny.rows(60, seed=2))
         return cls(root)
@@ -100,8 +100,8 @@ class Chain:
             watched.end()
         left = [path.name for path in (self.run / "checkpoints").glob(".*.tmp")]
         assert not left, f"left behind: {left}"
-        result = tiny.command(*self.peaceful_command)
-        assert result.returncode == 0, result.stderr[-1500:]
+        one_rank = tiny.ranks_of(self.peaceful_command) == 1
+        (tiny.quickly if one_rank else tiny.ok)(*self.peaceful_command)
         self._compare()
         return "metrics and weights are those of the run in peace, bit for bit"
 

@@ -37,7 +37,7 @@ def begun(tmp_path_factory):
         "sft", "--ckpt", root / "hf", "--data", root / "rows.jsonl", "--precision", "fp32",
         "--gbs", 8, "--mbs", 4, "--save-every", 2, "--schedule", "constant",
     ]  # fmt: skip
-    tiny.ok(*sft, "-o", root / "run", "--max-steps", 2)
+    tiny.quickly(*sft, "-o", root / "run", "--max-steps", 2)
     (root / "run/summary.json").unlink()  # it would say that the run is done
     return root / "run", [*sft, "--max-steps", 6]
 
@@ -61,7 +61,7 @@ def test_a_full_disk_costs_checkpoints_but_neither_old_ones_nor_the_run(begun, t
     (kept,) = (path for path in checkpoints.iterdir() if not path.is_symlink())
     assert kept == find_last(checkpoints)
     assert find_damage(kept) is None
-    tiny.ok(*sft, "-o", tmp_path / "run")
+    tiny.quickly(*sft, "-o", tmp_path / "run")
     assert _losses(tmp_path / "run") == first
 
 
