@@ -55,7 +55,7 @@ def test_several_processes_work_at_once(function):
 
 
 def test_what_goes_wrong_costs_a_reward_and_is_told_once(function):
-    bad = function("crash_how", seconds=0.5)
+    bad = function("crash_how", seconds=1)
     rows = answers("ok", "exit", "sleep", "ok", "regex", "segfault", "kill", "exit", "ok")
     scores = bad.score(rows)
     assert [i for i, score in enumerate(scores) if score == 1] == [0, 3, 8]
@@ -63,7 +63,7 @@ def test_what_goes_wrong_costs_a_reward_and_is_told_once(function):
     news = bad.news()
     told = ("exit code 3 for 2 of 9 answers; the first: rows.jsonl:2", "SIGSEGV", "SIGKILL")
     assert news[0] == f"rewards:crash_how ended its process with {told[0]}"
-    assert news[1].startswith("rewards:crash_how took longer than 0.5 s (rewards.py:")
+    assert news[1].startswith("rewards:crash_how took longer than 1 s (rewards.py:")
     assert news[1].endswith(") for 2 of 9 answers; the first: rows.jsonl:3")
     assert [failure.count for failure in bad.failures] == [2, 2, 1, 1]
     assert bad.news() == []
