@@ -52,19 +52,30 @@ class Critic(Algorithm):
 
 @contextlib.contextmanager
 def learner(setup: Setup):
+    with learners(setup) as (made,):
+        yield made
+
+
+@contextlib.contextmanager
+def learners(*setups: Setup):
+    """Several in one layout, that of the first."""
+    with start(setups[0].layout, seed=1) as backend:
+        yield [_made(setup, backend) for setup in setups]
+
+
+def _made(setup: Setup, backend) -> Learner:
     model = tiny.llama(layers=setup.layers)
     arch = tiny.architecture(model.config, num_attributes=setup.num_attributes)
-    with start(setup.layout, seed=1) as backend:
-        chunks = build_model(
-            arch, tiny.VOCAB, setup.layout, precision=setup.precision,
-            settings=ModelSettings(recompute=setup.recompute), lora=setup.lora,
-        )  # fmt: skip
-        store = tiny.Store(tiny.weights(model, arch))
-        if setup.num_attributes:
-            store = with_reward_head(store, arch, seed=1)
-        load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
-        optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
-        yield Learner(chunks, setup.algorithm, backend, optim, grad_clip=setup.grad_clip)
+    chunks = build_model(
+        arch, tiny.VOCAB, setup.layout, precision=setup.precision,
+        settings=ModelSettings(recompute=setup.recompute), lora=setup.lora,
+    )  # fmt: skip
+    store = tiny.Store(tiny.weights(model, arch))
+    if setup.num_attributes:
+        store = with_reward_head(store, arch, seed=1)
+    load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
+    optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
+    return Learner(chunks, setup.algorithm, backend, optim, grad_clip=setup.grad_clip)
 
 
 def batches(count=2, rows=2, seed=0):
