@@ -46,8 +46,8 @@ def build_model(
 ) -> list[GPTModel]:
     """Return this rank's model chunks: one, or ``layout.vp`` of them. Collective.
 
-    Weights are uninitialised memory until ``load_weights``; adapters start as LoRA starts. With
-    ``lora`` everything but the adapters is frozen.
+    Weights are uninitialised memory until ``load_weights``; adapters start as LoRA starts, a value
+    head as zeros. With ``lora`` everything but adapters and head is frozen.
 
     Raises:
         ContentError: when a field of ``arch`` asks for what is not offered here.
@@ -73,19 +73,23 @@ def build_model(
             add_adapters(chunk, lora, seed=settings.seed)
             if settings.recompute == "full":
                 _let_gradients_in(chunk)
-        if arch.num_attributes:
-            _make_reward_model(chunk, arch, learns_bias=settings.reward_bias_learns)
+        if chunk.post_process:
+            _add_heads(chunk, arch, settings, backend.device)
         chunks.append(chunk)
     return chunks
 
 
-def _make_reward_model(chunk: LabelGPT, arch: Architecture, *, learns_bias: bool) -> None:
-    """Put the head on a last stage; the output layer stays, and learns nothing."""
-    if not chunk.post_process:
-        return
-    chunk.output_layer.requires_grad_(False)
-    chunk.rm_head = RewardHead(arch.hidden_size, arch.num_attributes, select_backend().device)
-    chunk.rm_head.bias.requires_grad_(learns_bias)
+def _add_heads(
+    chunk: LabelGPT, arch: Architecture, settings: ModelSettings, device: torch.device
+) -> None:
+    """Put a reward or value head on a last stage; beside a reward head the output layer learns nothing."""
+    if arch.num_attributes:
+        chunk.output_layer.requires_grad_(False)
+        chunk.rm_head = RewardHead(arch.hidden_size, arch.num_attributes, device)
+        chunk.rm_head.bias.requires_grad_(settings.reward_bias_learns)
+    if settings.value_head:
+        assert not arch.num_attributes, "values of a reward model come from its own head"
+        chunk.value_head = RewardHead(arch.hidden_size, 1, device)
 
 
 def _vp_ranks(layout: ParallelLayout) -> list[int | None]:

@@ -75,13 +75,23 @@ class CachedPack(TokenBatch, Protocol):
         ...
 
 
-def forward_logprobs(model: nn.Module, batch: LabelledBatch) -> Tensor:
+def forward_logprobs(
+    model: nn.Module, batch: LabelledBatch, *, with_values: bool = False
+) -> Tensor:
     """Return log-probs of ``batch.labels`` [b, s], fp32, 0 where a label is negative.
 
     On a pipeline stage before the last, returns the hidden states the schedule sends on. Collective
     over tp. Only positions with a label go through the output layer.
+
+    With values, which a policy with a value head has, [b, s, 2]: log-prob and value. Values are those of
+    all positions, as ``forward_values`` gives.
     """
-    return _without_padding(model, batch, _call(model, batch, batch.labels))
+    unwrapped = _unwrapped(model)
+    unwrapped.wants_values = "beside" if with_values else None
+    try:
+        return _without_padding(model, batch, _call(model, batch, batch.labels))
+    finally:
+        unwrapped.wants_values = None
 
 
 def forward_concentrations(model: nn.Module, batch: LabelledBatch) -> Tensor:
@@ -92,22 +102,28 @@ def forward_concentrations(model: nn.Module, batch: LabelledBatch) -> Tensor:
     return _forward_beside(model, batch, vocab_parallel_concentration)
 
 
-def forward_entropies(model: nn.Module, batch: LabelledBatch, *, learned: bool) -> Tensor:
+def forward_entropies(
+    model: nn.Module, batch: LabelledBatch, *, learned: bool, with_values: bool = False
+) -> Tensor:
     """Return log-probs as ``forward_logprobs`` does and, beside each, its entropy: [b, s, 2].
 
     The second number is the entropy of the distribution the label was drawn from, in nats; 0 where a
     label is negative. Gradient flows through it if ``learned``: the backward pass then holds two
     gradients of the logits beside them, where one in their place is enough without.
+
+    With values, which a policy with a value head has, [b, s, 3]: log-prob, entropy and value.
     """
     entropy = vocab_parallel_entropy if learned else torch.no_grad()(vocab_parallel_entropy)
-    return _forward_beside(model, batch, entropy)
+    return _forward_beside(model, batch, entropy, with_values=with_values)
 
 
-def _forward_beside(model: nn.Module, batch: LabelledBatch, function: RowFunction) -> Tensor:
+def _forward_beside(
+    model: nn.Module, batch: LabelledBatch, function: RowFunction, *, with_values: bool = False
+) -> Tensor:
     unwrapped = _unwrapped(model)
     unwrapped.beside = (function,)
     try:
-        return forward_logprobs(model, batch)
+        return forward_logprobs(model, batch, with_values=with_values)
     finally:
         unwrapped.beside = ()
 
@@ -119,11 +135,11 @@ def forward_values(model: nn.Module, batch: LabelledBatch) -> Tensor:
     ``output_sequence``. On a pipeline stage before the last, returns hidden states. Collective over tp.
     """
     unwrapped = _unwrapped(model)
-    unwrapped.values_alone = True
+    unwrapped.wants_values = "alone"
     try:
         return _without_padding(model, batch, _call(model, batch, batch.labels))
     finally:
-        unwrapped.values_alone = False
+        unwrapped.wants_values = None
 
 
 def forward_rewards(model: nn.Module, batch: JudgedBatch, *, averages: bool = False) -> Tensor:

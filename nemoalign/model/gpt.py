@@ -7,7 +7,7 @@ subclass changes what happens after the decoder, and where the documents of a pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -39,8 +39,10 @@ class LabelGPT(GPTModel):
         """Of a reward model, on its last pipeline stage."""
         self.answers: Answers | None = None
         """Answers whose rewards are asked for; None for logits, log-probs or values."""
-        self.values_alone = False
-        """Ask for the value of every position and nothing else."""
+        self.value_head: RewardHead | None = None
+        """Of a policy whose values come from its own trunk, on its last pipeline stage."""
+        self.wants_values: Literal["alone", "beside"] | None = None
+        """Ask for the value of every position: beside log-probs, as their last number, or alone."""
         if self.post_process and self.splits_sequence:
             # The hidden states are gathered here, before rows are chosen; the gather's backward sums
             # over tp, so the head itself must neither gather nor reduce.
@@ -68,8 +70,9 @@ class LabelGPT(GPTModel):
         """Return hidden states, logits, label log-probs or values, by stage and by what was asked."""
         if not self.post_process:
             return super()._postprocess(hidden_states, *args, labels=labels, **kwargs)
-        if self.values_alone:
+        if self.wants_values == "alone":
             return self._values(hidden_states)
+        values = self._values(hidden_states) if self.wants_values else None
         if self.splits_sequence:
             # The reward head is whole on every rank, so each has the whole gradient already.
             hidden_states = gather_from_sequence_parallel_region(
@@ -84,14 +87,14 @@ class LabelGPT(GPTModel):
             if self.head_positions is not None:
                 hidden_states = hidden_states.index_select(0, self.head_positions).transpose(0, 1)
             return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
-        return self._label_logprobs(hidden_states, labels)
+        found = self._label_logprobs(hidden_states, labels)
+        return found if values is None else _beside(found, values)
 
     def _values(self, hidden_states: Tensor) -> Tensor:
         """Return the value of every position, [b, s], of hidden states as the decoder leaves them."""
-        assert self.rm_head is not None, "a critic has a head"
-        return self.rm_head.values(
-            hidden_states, self.pg_collection.tp if self.splits_sequence else None
-        )
+        head = self.rm_head or self.value_head
+        assert head is not None, "a critic and a policy with values have a head"
+        return head.values(hidden_states, self.pg_collection.tp if self.splits_sequence else None)
 
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h].
@@ -125,3 +128,9 @@ class LabelGPT(GPTModel):
         """Return logits that tanh keeps below the cap, where the model has one."""
         cap: float | None = vars(self.config).get("final_logit_softcapping")
         return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _beside(found: Tensor, values: Tensor) -> Tensor:
+    """Return one or n numbers of each position, [b, s] or [b, s, n], and its value after them."""
+    numbers = found.unsqueeze(-1) if found.dim() == values.dim() else found
+    return torch.cat([numbers, values.unsqueeze(-1)], -1)

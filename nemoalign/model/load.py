@@ -22,7 +22,7 @@ from nemoalign.archive.store import TensorStore
 from nemoalign.config.architecture import Architecture
 from nemoalign.errors import ContentError, ShapeError
 from nemoalign.parallel.layout import ParallelLayout
-from nemoalign.weights.names import canonical_name, is_adapter
+from nemoalign.weights.names import canonical_name, is_adapter, is_value_head
 from nemoalign.weights.splits import Split
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -65,7 +65,8 @@ def local_tensors(chunks: Sequence[nn.Module], layout: ParallelLayout) -> Iterat
 def _local_tensor(
     name: str, parameter: nn.Parameter, model: GPTModel, layout: ParallelLayout
 ) -> LocalTensor:
-    canonical = canonical_name(name, has_experts=bool(model.config.num_moe_experts))
+    has_experts = bool(model.config.num_moe_experts)
+    canonical = name if is_value_head(name) else canonical_name(name, has_experts=has_experts)
     assert canonical is not None, f"{name} is a parameter"
     is_copy = model.share_embeddings_and_output_weights and canonical == HEAD
     split = _split_of(parameter)
@@ -83,13 +84,15 @@ def load_weights(
     """Copy this rank's part of every tensor of ``weights`` into its parameter.
 
     Vocabulary rows at and above ``vocab_size`` are zero. Adapters are loaded when ``weights`` holds
-    any, else they stay as they start. At most one tensor is in memory at a time.
+    any, else they stay as they start, as a policy's value head always does. At most one tensor is in
+    memory at a time.
 
     Raises:
         ContentError: when a tensor is missing, unknown to this architecture, or misshapen.
     """
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    wanted = list(local_tensors(chunks, layout))
+    everything = local_tensors(chunks, layout)
+    wanted = [tensor for tensor in everything if not is_value_head(tensor.name)]
     names = {tensor.name for tensor in wanted}
     has_adapters = any(is_adapter(name) for name in weights.tensors)
     _check_names(names, weights, arch, with_adapters=has_adapters)

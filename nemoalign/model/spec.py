@@ -51,6 +51,8 @@ class ModelSettings:
     softmax_over_padding: bool = False
     reward_bias_learns: bool = True
     """False where a reward head's bias cannot matter: differences of rewards are all that is learned."""
+    value_head: bool = False
+    """A policy's values come from a head of its own, beside its output layer."""
 
 
 def refuse_unsupported(arch: Architecture) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nemoalign.train.learner import Learner
 
 
-TRAINED_WITH_LORA = ("adapter_layer.", "rm_head.")
+TRAINED_WITH_LORA = ("adapter_layer.", "rm_head.", "value_head.")
 
 
 def sharded_state(
@@ -27,7 +27,7 @@ def sharded_state(
 ) -> dict[str, Any]:
     """Return weights and optimizer as megatron-core's sharded state.
 
-    For LoRA adapters alone, with the reward head that was trained beside them.
+    For LoRA adapters alone, with the reward or value head that was trained beside them.
     """
     state = _sharded_weights(learner, adapters_only=adapters_only)
     optimizer = sharded_optimizer(learner.optimizer, state, is_loading=is_loading)

@@ -42,8 +42,8 @@ def canonical_name(key: str, *, has_experts: bool = False) -> str | None:
 
     A key that stacks all layers gives a pattern with ``{i}``, one that stacks all experts with
     ``{e}``. Where the MLPs are experts (``has_experts``) their norm is a module of its own; some
-    files name it as if it belonged to a dense MLP. Fp8 extra state, rotary buffers and optimizer
-    state are no weights.
+    files name it as if it belonged to a dense MLP. Fp8 extra state, rotary buffers, optimizer state and
+    the value head of a policy are no weights.
     """
     key = key.replace("/", ".").replace("_orig_mod.", "")
     if key.startswith(_IGNORED_STARTS) or key.endswith(_IGNORED_ENDS):
@@ -51,6 +51,8 @@ def canonical_name(key: str, *, has_experts: bool = False) -> str | None:
     if any(part in key for part in _IGNORED_PARTS):
         return None
     name = modern_name(_without_prefix(key))
+    if is_value_head(name):
+        return None
     head, found, rest = name.partition("decoder.layers.")
     if found and not head and not rest.partition(".")[0].isdigit():
         name = f"decoder.layers.{{i}}.{rest}"
@@ -149,6 +151,15 @@ def is_adapter(name: str) -> bool:
 def is_reward_head(name: str) -> bool:
     """True for a tensor of a reward model's head."""
     return name.startswith("rm_head.")
+
+
+def is_value_head(name: str) -> bool:
+    """True for a tensor of a policy's value head.
+
+    A run keeps it among its own tensors to go on from. It is no part of the language model, so that no
+    archive of the policy holds it.
+    """
+    return name.startswith("value_head.")
 
 
 def _without_prefix(key: str) -> str:

@@ -38,6 +38,8 @@ class Job:
     steps: int = 0
     seed: int = 1
     forward: Callable = forward_logprobs
+    prepare: Callable = list
+    """Takes the loaded chunks before their first pass."""
     objective: Callable = neg
     """What is summed over all labels and minimised, of the forward's output."""
 
@@ -63,6 +65,7 @@ def one_step(layout: ParallelLayout, job: Job) -> Result:
             lora=job.lora,
         )
         load_weights(chunks, Store(job.arrays), job.arch, layout, VOCAB)
+        job.prepare(chunks)
         config = chunks[0].config
         config.calculate_per_token_loss = True
         config.finalize_model_grads_func = finalize_model_grads

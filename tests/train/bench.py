@@ -1,7 +1,7 @@
 """A learner over a tiny real llama, on one rank or many: what the train room's tests stand on."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from nemoalign.config.schema import OptimConfig
 from nemoalign.data.collate import collate
 from nemoalign.data.dataset import Sample
 from nemoalign.model.build import ModelSettings, build_model
-from nemoalign.model.forward import forward_values
+from nemoalign.model.forward import forward_logprobs, forward_values
 from nemoalign.model.load import load_weights
 from nemoalign.model.lora_settings import LoraSettings
 from nemoalign.model.reward_head import with_reward_head
@@ -34,6 +34,7 @@ class Setup:
     optim: dict = field(default_factory=dict)
     recompute: str = "none"
     num_attributes: int = 0
+    value_head: bool = False
     algorithm: Algorithm = field(default_factory=lambda: Sft(None))
 
 
@@ -48,6 +49,18 @@ class Critic(Algorithm):
     def loss(self, output, batch):
         errors, real = (output - 0.5).square(), batch.labels >= 0
         return LossOutput((errors * real).sum(), real.sum(), {"loss": Mean.of(errors, real)})
+
+
+class Valued(Sft):
+    """Answers that become likely, and values that learn to be one half."""
+
+    def forward(self, model, batch):
+        return forward_logprobs(model, batch, with_values=True)
+
+    def loss(self, output, batch):
+        likely = super().loss(output[..., 0], batch)
+        errors, real = (output[..., 1] - 0.5).square(), batch.labels >= 0
+        return replace(likely, loss_sum=likely.loss_sum + (errors * real).sum())
 
 
 @contextlib.contextmanager
@@ -68,7 +81,8 @@ def _made(setup: Setup, backend) -> Learner:
     arch = tiny.architecture(model.config, num_attributes=setup.num_attributes)
     chunks = build_model(
         arch, tiny.VOCAB, setup.layout, precision=setup.precision,
-        settings=ModelSettings(recompute=setup.recompute), lora=setup.lora,
+        settings=ModelSettings(recompute=setup.recompute, value_head=setup.value_head),
+        lora=setup.lora,
     )  # fmt: skip
     store = tiny.Store(tiny.weights(model, arch))
     if setup.num_attributes:

@@ -49,6 +49,8 @@ QKV = "self_attention.linear_qkv"
         ("model.decoder.layers.0.self_attention.core_attention._extra_state", None),
         ("model.rotary_pos_emb.inv_freq", None),
         ("optimizer.state.exp_avg.model.output_layer.weight", None),
+        ("model.value_head.weight", None),
+        ("model.rm_head.weight", "rm_head.weight"),
     ],
 )
 def test_keys_on_disk_have_one_canonical_name(key, name):

@@ -14,7 +14,7 @@ from nemoalign.checkpoint.sources.source import Source
 from nemoalign.checkpoint.sources.stores import JoinedStore, PlacedStore
 from nemoalign.checkpoint.targets.shards import all_tensors
 from nemoalign.errors import ContentError
-from nemoalign.weights.names import optimizer_name
+from nemoalign.weights.names import PREFIX, is_value_head, optimizer_name
 
 STATE = "optimizer.state."
 """What every key of an optimizer's tensor begins with, then comes the slot (``exp_avg.``)."""
@@ -53,7 +53,7 @@ def optimizer_of(source: Source) -> OptimizerState:
         ContentError: when there is none, or when only the ranks that wrote it can put it together.
     """
     keys = _keys(source)
-    foreign = [key for key in keys if optimizer_name(key, has_experts=True) is None]
+    foreign = [key for key in keys if _is_foreign(key)]
     if not isinstance(source.optimizer, PlacedStore) or foreign:
         raise ContentError(_refusal(source, keys, foreign))
     slots: dict[str, TensorStore] = {}
@@ -65,6 +65,12 @@ def optimizer_of(source: Source) -> OptimizerState:
     progress = container.members.get(PROGRESS_NAME)
     files = {} if progress is None else {PROGRESS_NAME: progress}
     return OptimizerState(slots, _common(container), files)
+
+
+def _is_foreign(key: str) -> bool:
+    """True for state of what has no name; that of a value head is left out as its weights are."""
+    name = key.removeprefix(STATE).partition(".")[2].removeprefix(PREFIX)
+    return optimizer_name(key, has_experts=True) is None and not is_value_head(name)
 
 
 def _keys(source: Source) -> list[str]:
