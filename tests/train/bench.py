@@ -35,6 +35,7 @@ class Setup:
     recompute: str = "none"
     num_attributes: int = 0
     value_head: bool = False
+    frozen: bool = False
     algorithm: Algorithm = field(default_factory=lambda: Sft(None))
 
 
@@ -88,6 +89,8 @@ def _made(setup: Setup, backend) -> Learner:
     if setup.num_attributes:
         store = with_reward_head(store, arch, seed=1)
     load_weights(chunks, store, arch, setup.layout, tiny.VOCAB)
+    for chunk in chunks if setup.frozen else ():
+        chunk.requires_grad_(False)
     optim = OptimConfig(lr=1e-3, weight_decay=0.01, **setup.optim)
     return Learner(chunks, setup.algorithm, backend, optim, grad_clip=setup.grad_clip)
 
