@@ -52,7 +52,8 @@ def open_container(path: Path) -> Container:
 
     In an archive, a single prefix before ``model_config.yaml`` is stripped. Raises SourceError for
     unreadable or truncated archives and for members that no checkpoint needs: links, devices,
-    absolute names, ``..`` and names that occur twice.
+    absolute names, ``..`` and names that occur twice. A folder inside a checkpoint's directory that has
+    a ``model_config.yaml`` of its own is another checkpoint, and none of its files are members.
     """
     if path.is_dir():
         return Container(path, "directory", _directory_members(path))
@@ -88,10 +89,15 @@ def _directory_members(path: Path) -> dict[str, Region]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
+    holds_checkpoint = (path / CONFIG_NAME).is_file()
     for folder, subfolders, names in os.walk(path, onerror=_raise):
         for link in (n for n in subfolders if (Path(folder) / n).is_symlink()):
             _inside(path, Path(folder) / link)
-        subfolders[:] = sorted(n for n in subfolders if n != ".git")
+        subfolders[:] = sorted(
+            n
+            for n in subfolders
+            if n != ".git" and not (holds_checkpoint and (Path(folder) / n / CONFIG_NAME).is_file())
+        )
         yield from (Path(folder) / name for name in sorted(names))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemoalign.archive.files import Container, Region
+from nemoalign.archive.files import Container, Region, open_container
 from nemoalign.checkpoint.open import open_checkpoint
 from nemoalign.checkpoint.settings.chat_template import (
     ChatTemplate,
@@ -174,10 +174,10 @@ def _rope(source: Source) -> dict[str, Any]:
 
 
 def _size_bytes(path: Path, container: Container | None = None) -> int:
-    if container is not None:
-        return sum(region.size for region in container.members.values())
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+    if container is None and path.is_file():
+        return path.stat().st_size
+    members = (container or open_container(path)).members
+    return sum(region.size for region in members.values())
 
 
 def _tokenizer(source: Source) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _find(folder: Path) -> Path:
         return last
     _refuse_other_folders(folder)
     home = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
-    final = sorted(folder.glob("megatron_gpt_*.nemo")) or sorted(home.glob("*.nemo"))
+    final = _trained(folder) or sorted(home.glob("*.nemo"))
     if len(final) == 1:
         return final[0]
     saved = newest([*_own_checkpoints(home), *saved_names(home)])
@@ -157,6 +157,12 @@ def _find(folder: Path) -> Path:
         names = ", ".join(child.name for child in inside[:5])
         raise SourceError(f"{folder} holds {len(inside)} checkpoints ({names}). Name one of them.")
     raise SourceError(_nothing_in(folder))
+
+
+def _trained(run: Path) -> list[Path]:
+    """Return the archives of a run's own model, not of the critic that learned beside it."""
+    found = sorted(run.glob("megatron_gpt_*.nemo"))
+    return [path for path in found if not path.stem.endswith("_critic")] or found
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemoalign.checkpoint.convert import convert
 from nemoalign.checkpoint.export import export
+from nemoalign.checkpoint.sources.nemo import CONFIG_NAME
 from nemoalign.checkpoint.targets.writing import WriteOptions
 from nemoalign.log import speaking_rank
 from nemoalign.run.assemble import archive_prefix, run_directory
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from nemoalign.log import Reporter
     from nemoalign.run.prepare import Prepared
     from nemoalign.train.loop import Trainer
+
+REPLACING = WriteOptions(overwrite=True)
 
 
 def finish(
@@ -38,6 +41,9 @@ def finish(
     archive = prefix.with_name(f"{prefix.name}.nemo")
     if trainer.settings.max_steps > 0:
         summary["archive"] = str(archive)
+    last = find_last(run_directory(merged.config) / "checkpoints")
+    others = {} if last is None else _others(last, prefix)
+    summary |= {f"{home.name}_archive": str(other) for home, other in others.items()}
     empty = made.inputs.empty_rows()
     if empty:
         text = f"{empty:,} rows had no answer token left and trained nothing."
@@ -45,26 +51,32 @@ def finish(
         reporter.warn(text)
     attempt = Attempt()
     if speaking_rank():
-        last = find_last(run_directory(merged.config) / "checkpoints")
         if last is not None:
             attempt.run(partial(_write, merged, last, archive, reporter))
+        for home, other in others.items():
+            attempt.run(partial(convert, home, other, REPLACING, reporter=reporter))
         assert trainer.records is not None, "rank 0 keeps the records"
         attempt.run(partial(trainer.records.finish, summary))
     attempt.agree()
     return summary
 
 
+def _others(checkpoint: Path, prefix: Path) -> dict[Path, Path]:
+    """Return the models a checkpoint holds beside its own, as a critic, with their archives' names."""
+    homes = sorted(config.parent for config in checkpoint.glob(f"*/{CONFIG_NAME}"))
+    return {home: prefix.with_name(f"{prefix.name}_{home.name}.nemo") for home in homes}
+
+
 def _write(merged: Merged, last: Path, archive: Path, reporter: Reporter) -> None:
-    replacing = WriteOptions(overwrite=True)
-    convert(last, archive, replacing, reporter=reporter)
+    convert(last, archive, REPLACING, reporter=reporter)
     peft = merged.config.model.peft
     if peft.peft_scheme == "none":
         return
     alone, whole = (archive.with_name(f"{archive.stem}-{form}") for form in ("peft", "merged"))
     if peft.save_peft:
-        export(archive, alone, replacing, adapter_only=True, reporter=reporter)
+        export(archive, alone, REPLACING, adapter_only=True, reporter=reporter)
     if peft.save_merged:
-        export(archive, whole, replacing, reporter=reporter)
+        export(archive, whole, REPLACING, reporter=reporter)
     else:
         typed = shlex.join(["nemoalign", "export", str(archive), "--merge", "-o", str(whole)])
         reporter.say(f"the adapter alone is saved; to merge it into its model: {typed}")

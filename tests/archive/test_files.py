@@ -39,6 +39,18 @@ def test_a_sub_folder_is_a_container_of_its_own() -> None:
     assert not open_container(FIXTURES / "llama.nemo").under("model").members
 
 
+def test_a_checkpoint_inside_a_checkpoint_is_not_part_of_it(tmp_path: Path) -> None:
+    for home in (tmp_path, tmp_path / "critic"):
+        for name, data in GOOD.items():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_bytes(data)
+    names = ["model_config.yaml", "model_weights/.metadata"]
+    assert list(open_container(tmp_path).members) == names
+    assert list(open_container(tmp_path / "critic").members) == names
+    (tmp_path / "model_config.yaml").unlink()
+    assert next(iter(open_container(tmp_path).members)) == "critic/model_config.yaml"
+
+
 def test_a_missing_member_is_named_with_the_archive(tmp_path: Path) -> None:
     container = open_container(make_tar(tmp_path / "x.nemo", GOOD))
     with pytest.raises(SourceError, match=r"x\.nemo has no metadata\.json"):
