@@ -66,6 +66,11 @@ class Books:
         if self.records is not None:
             self.attempt.run(partial(self.records.keep_answers, step, answers))
 
+    def keep_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what a step sampled and learned from."""
+        if self.records is not None:
+            self.attempt.run(partial(self.records.keep_rollouts, step, rows))
+
     def note_saved(self, step: int) -> None:
         """Draw the report anew: a checkpoint was written."""
         if self.records is not None:

@@ -157,6 +157,8 @@ class Trainer:
             **result.extra,
         }
         shown = self.books.log_step(line, tokens, time.perf_counter() - started)
+        if result.rollouts:
+            self.books.keep_rollouts(progress.step, result.rollouts)
         self._watch(result, lr, rows)
         headline = {name: result.metrics[name] for name in self.learner.algorithm.shown}
         bar.advance(1, **headline, lr=lr, **shown)

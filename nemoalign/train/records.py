@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from nemoalign.errors import ConflictError, ResourceError
 from nemoalign.log import PlainReporter
 from nemoalign.train.report.page import write_report
+from nemoalign.train.rollout_file import ROLLOUTS, append_rows, forget_from
 
 if TYPE_CHECKING:
     from nemoalign.train.sinks import Sink
@@ -52,6 +53,7 @@ class RunDirectory:
         self.sinks: list[Sink] = []
         self._troubles: list[str] = []
         self._next_drawing = 0.0
+        self._has_sampled = False
 
     def open(self) -> None:
         """Create the directory, take its lock and open ``metrics.jsonl`` for appending.
@@ -99,6 +101,18 @@ class RunDirectory:
         with _writing(path), path.open("a", encoding="utf-8") as file:
             for answer in answers:
                 file.write(json.dumps({"step": step, **answer}, ensure_ascii=False) + "\n")
+
+    def keep_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append what a step sampled to ``rollouts.jsonl``, an object each.
+
+        What an earlier part of the run, which was killed, left of this step and of later ones goes.
+        """
+        path = self.path / ROLLOUTS
+        with _writing(path):
+            if not self._has_sampled:
+                forget_from(path, step)
+                self._has_sampled = True
+            append_rows(path, step, rows)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one JSON object to ``metrics.jsonl``, floats in full precision."""

@@ -33,6 +33,8 @@ class StepResult:
     """Tokens of this replica in the step; None where they are those of its micro-batches."""
     updates: int | None = None
     """Updates of the optimizer in the step; None where a step is one update."""
+    rollouts: Sequence[Mapping[str, Any]] = ()
+    """What the step sampled and learned from, on rank 0: ``prompt``, ``response``, ``reward`` and more."""
 
 
 class Reports(Protocol):

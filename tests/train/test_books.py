@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nemoalign.errors import ResourceError
 from nemoalign.log import PlainReporter
 from nemoalign.parallel.layout import ParallelLayout
 from nemoalign.parallel.state import start
@@ -68,6 +69,21 @@ def test_a_warning_is_said_kept_and_written(books, tmp_path, capsys) -> None:
     assert capsys.readouterr().err == "warning: the loss jumped\n"
     assert books.summary(Progress(), limits(1))["warnings"] == ["step 7: the loss jumped"]
     assert lines(tmp_path / "warnings.jsonl") == [{"step": 7, "warning": "the loss jumped"}]
+
+
+def test_rollouts_are_written_down_and_a_full_disk_is_told_when_ranks_agree(
+    books, tmp_path
+) -> None:
+    books.keep_rollouts(2, [{"prompt": "a", "response": "b", "reward": 0.5}])
+    assert lines(tmp_path / "rollouts.jsonl") == [
+        {"step": 2, "prompt": "a", "response": "b", "reward": 0.5}
+    ]
+    assert not books.attempt.has_failed
+    (tmp_path / "rollouts.jsonl").unlink()
+    (tmp_path / "rollouts.jsonl").mkdir()
+    books.keep_rollouts(3, [{"prompt": "a"}])
+    with pytest.raises(ResourceError, match=r"rollouts\.jsonl could not be written"):
+        books.attempt.agree()
 
 
 def test_a_trouble_of_the_records_is_a_warning(books, tmp_path, capsys) -> None:

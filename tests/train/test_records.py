@@ -109,6 +109,22 @@ def test_a_report_that_cannot_be_written_is_a_trouble_said_once_and_ends_nothing
     records.close()
 
 
+def test_rollouts_of_steps_that_are_made_again_are_kept_once(tmp_path) -> None:
+    def sampled(*steps):
+        records = RunDirectory(tmp_path)
+        for step, text in steps:
+            records.keep_rollouts(step, [{"response": text}, {"response": "b"}])
+        lines = (tmp_path / "rollouts.jsonl").read_text().splitlines()
+        return [(row["step"], row["response"]) for row in map(json.loads, lines)]
+
+    sampled((1, "a"), (2, "killed"), (3, "killed"))
+    with (tmp_path / "rollouts.jsonl").open("a") as file:
+        file.write('{"step": 3, "resp')
+    assert sampled((2, "again"), (3, "on")) == [
+        (1, "a"), (1, "b"), (2, "again"), (2, "b"), (3, "on"), (3, "b"),
+    ]  # fmt: skip
+
+
 def test_warnings_are_kept_for_the_report(tmp_path) -> None:
     records = RunDirectory(tmp_path)
     records.warn(3, "the loss jumped")

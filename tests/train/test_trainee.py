@@ -1,5 +1,6 @@
 """The loop drives whatever takes steps: here one whose step works long before it learns, and learns twice."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -42,7 +43,10 @@ class Twice:
         self._work(self.wishes.get(self.steps))
         self.learner.step(micro_batches, lr)
         result = self.learner.step(micro_batches, lr)
-        return replace(result, tokens=50, updates=2, extra={"seconds/generate": 0.5})
+        return replace(
+            result, tokens=50, updates=2, extra={"seconds/generate": 0.5},
+            rollouts=[{"prompt": "a", "response": "b", "reward": result.metrics["loss"]}],
+        )  # fmt: skip
 
     def evaluate(self, micro_batches):
         self._work(self.wishes.get("evaluate"))
@@ -57,6 +61,10 @@ def driving(directory, learner, wishes=None, **limits):
     return trainer
 
 
+def rollout_steps(run) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "rollouts.jsonl").read_text().splitlines()]
+
+
 def test_what_a_step_knows_better_is_logged_and_counted(tmp_path) -> None:
     with bench.learner(SETUP) as learner:
         summary = driving(tmp_path, learner, max_steps=2).fit()
@@ -64,6 +72,7 @@ def test_what_a_step_knows_better_is_logged_and_counted(tmp_path) -> None:
     for line in read_metrics(tmp_path):
         assert (line["updates"], line["seconds/generate"]) == (2, 0.5)
     assert summary["tokens"] == 100
+    assert rollout_steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("save_every", [0, 1], ids=["unsaved", "saved already"])
@@ -86,6 +95,7 @@ def test_a_step_cut_short_never_was_and_the_run_goes_on_before_it(tmp_path, save
         trainer.fit()
     straight, cut = (read_metrics(tmp_path / name) for name in ("straight", "cut"))
     assert [(e["step"], e["loss"]) for e in cut] == [(e["step"], e["loss"]) for e in straight]
+    assert rollout_steps(tmp_path / "cut") == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_first_step_cut_short_leaves_nothing_to_save(tmp_path) -> None:

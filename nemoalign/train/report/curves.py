@@ -21,6 +21,15 @@ SIZE = 1000
 ROOM = 3.0
 """A peak this many times as high as nearly all of a curve runs out of the picture."""
 
+FIRST = (
+    "loss", "reward", "kl", "response_tokens", "finished", "clip_fraction", "entropy",
+    "explained_variance",
+)  # fmt: skip
+LAST = ("lr", "grad_norm", "tokens_per_second", "memory_gib")
+"""Metrics whose pictures come before those of all others, and after them."""
+
+WIDE = ("loss", "reward")
+
 Points = Sequence[tuple[int, float]]
 
 
@@ -47,7 +56,7 @@ def panel(title: str, splits: Mapping[str, Curve]) -> Html:
         tag("figcaption", tag("b", title), *_legend(found), tag("output", "")),
         tag("div", picture, *_labels(frame), tag("i", ""), class_="plot"),
         _embedded(shown, frame),
-        class_="loss" if title == "loss" else "curve",
+        class_="loss" if title in WIDE else "curve",
     )
 
 
@@ -168,9 +177,8 @@ def _embedded(shown: Mapping[str, Points], frame: _Frame) -> Html:
 
 
 def panels(curves: Mapping[str, Mapping[str, Curve]]) -> Html:
-    """Return a picture of every metric: the loss first, then what else a run logs."""
-    order = ["loss", *sorted(set(curves) - {"loss"}, key=_place)]
-    return join(panel(words(name), curves[name]) for name in order if name in curves)
+    """Return a picture of every metric: the loss first, then how rollouts fare, then what else a run logs."""
+    return join(panel(words(name), curves[name]) for name in sorted(curves, key=_place))
 
 
 def words(name: str) -> str:
@@ -178,6 +186,10 @@ def words(name: str) -> str:
     return name.replace("_", " ").replace(" gib", " GiB")
 
 
-def _place(name: str) -> tuple[int, str]:
-    usual = ("lr", "grad_norm", "tokens_per_second", "memory_gib")
-    return (usual.index(name) if name in usual else -1, name)
+def _place(name: str) -> tuple[int, int, str]:
+    """Return what sorts metrics: how well it learns, what else an algorithm logs, what any run logs, times."""
+    if name in FIRST:
+        return 0, FIRST.index(name), name
+    if name in LAST:
+        return 2, LAST.index(name), name
+    return 3 if name.startswith("seconds/") else 1, 0, name

@@ -11,7 +11,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 72rem; padding: 1.2rem 1rem 4rem; background: var(--ground);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.45rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
-p { margin: .3rem 0; } .soft, th, dt { color: var(--soft); }
+p { margin: .3rem 0; } .soft, th, dt { color: var(--soft); } td .soft { font-size: .8rem; }
 .state { border-radius: 99px; padding: .1rem .7rem; font-size: .85rem; font-weight: 600; color: #fff;
   background: var(--train); vertical-align: middle; white-space: nowrap; }
 .state.finished { background: var(--good); } .state.diverged, .state.failed { background: var(--bad); }

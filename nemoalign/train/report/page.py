@@ -11,6 +11,7 @@ from nemoalign.train.report.curves import panels
 from nemoalign.train.report.look import SCRIPT, STYLE
 from nemoalign.train.report.markup import Html, join, tag
 from nemoalign.train.report.read import Run, read_run
+from nemoalign.train.report.rollouts import rollouts
 
 REPORT = "report.html"
 
@@ -44,6 +45,7 @@ def page(run: Run) -> str:
             sections.numbers(run),
             sections.warnings(run),
             tag("section", tag("h2", "Curves"), tag("div", panels(run.curves), class_="curves")),
+            rollouts(run),
             sections.generations(run),
             sections.samples(run),
             sections.data(run),

@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-BOOKKEEPING = ("step", "consumed_samples", "epoch")
+from nemoalign.train.rollout_file import ROLLOUTS, first_rows, last_rows
+
+BOOKKEEPING = ("step", "consumed_samples", "epoch", "updates")
 """Numbers of a line of ``metrics.jsonl`` that are no curve."""
+
+KEPT_ROLLOUTS = 6
+"""Rows of a step that a report shows of ``rollouts.jsonl``."""
 
 Curve = dict[int, float]
 """Step -> value; where a step occurs twice the last line counts."""
@@ -30,6 +35,8 @@ class Run:
     """The last line of training."""
     warnings: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     generations: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+    rollouts: list[list[Mapping[str, Any]]] = field(default_factory=list[list[Mapping[str, Any]]])
+    """The last rows of the newest step that sampled, and the first ones of the first such step."""
     data: Any = None
 
 
@@ -41,6 +48,7 @@ def read_run(directory: Path) -> Run:
         summary=_mapping(_document(directory / "summary.json")),
         warnings=list(_lines(directory / "warnings.jsonl")),
         generations=list(_lines(directory / "generations.jsonl")),
+        rollouts=_rollouts(directory / ROLLOUTS),
         data=_document(directory / "data_report.json"),
     )
     for line in _lines(directory / "metrics.jsonl"):
@@ -58,6 +66,13 @@ def _add(run: Run, line: Mapping[str, Any]) -> None:
         if name not in BOOKKEEPING and _is_number(value):
             metric = name.removeprefix(f"{split}_")
             run.curves.setdefault(metric, {}).setdefault(split, {})[step] = float(value)
+
+
+def _rollouts(path: Path) -> list[list[Mapping[str, Any]]]:
+    newest, first = last_rows(path, KEPT_ROLLOUTS), first_rows(path, KEPT_ROLLOUTS)
+    if newest and newest[0]["step"] == first[0]["step"]:
+        return [newest]
+    return [newest, first] if newest else []
 
 
 def _is_number(value: object) -> bool:

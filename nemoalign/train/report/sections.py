@@ -45,14 +45,13 @@ def numbers(run: Run) -> Html:
     found = {name: summary[name] for name in NUMBERS if summary.get(name) is not None}
     best = summary.get("best")
     if isinstance(best, Mapping):
-        found["best"] = ", ".join(f"{name} {_short(value)}" for name, value in best.items())
+        found["best"] = ", ".join(f"{name} {short(value)}" for name, value in best.items())
     for split in ("val", "test"):
         for metric, curves in run.curves.items():
             if curves.get(split):
                 found[f"{split}_{metric}"] = curves[split][max(curves[split])]
     cards = (
-        tag("div", tag("dt", words(name)), tag("dd", _short(value)))
-        for name, value in found.items()
+        tag("div", tag("dt", words(name)), tag("dd", short(value))) for name, value in found.items()
     )
     return tag("dl", *cards)
 
@@ -65,7 +64,7 @@ def warnings(run: Run) -> Html:
     left_out = [f"{len(said) - len(shown)} earlier ones: warnings.jsonl"] * (len(said) > len(shown))
     if not said:
         return Html("")
-    return _section(
+    return section(
         "Warnings", tag("ul", *(tag("li", t) for t in [*left_out, *shown]), class_="warnings")
     )
 
@@ -75,11 +74,11 @@ def samples(run: Run) -> Html:
     made: list[Html] = []
     for sample in run.about.get("samples") or []:
         parts = [
-            tag("mark", _cut(text)) if kind == TRAINED else tag("span", _cut(text), class_=kind)
+            tag("mark", cut(text)) if kind == TRAINED else tag("span", cut(text), class_=kind)
             for kind, text in sample["parts"]
         ]
         made.append(join([tag("p", sample["title"], class_="soft"), tag("pre", *parts)]))
-    return _section("Samples as they are trained", *made)
+    return section("Samples as they are trained", *made)
 
 
 def generations(run: Run) -> Html:
@@ -90,19 +89,19 @@ def generations(run: Run) -> Html:
     made: list[Html] = []
     for number, step in enumerate(list(by_step)[::-1][:SHOWN_VALIDATIONS]):
         rows = (
-            [tag("pre", _cut(entry.get("prompt"))), tag("pre", tag("mark", _cut(entry.get("response"))))]
+            [tag("pre", cut(entry.get("prompt"))), tag("pre", tag("mark", cut(entry.get("response"))))]
             for entry in by_step[step][:SHOWN_GENERATIONS]
         )  # fmt: skip
         inside = table(("prompt", "response"), rows)
         opened = {"open": ""} if number == 0 else {}
         made.append(tag("details", tag("summary", f"after step {step}"), inside, **opened))
-    return _section("Generations", *made)
+    return section("Generations", *made)
 
 
 def data(run: Run) -> Html:
     """Return what was found in the rows before training."""
     lines = [tag("p", line) for line in run.about.get("data") or []]
-    return _section("Data", *lines, *([_nested(run.data)] if run.data else []))
+    return section("Data", *lines, *([_nested(run.data)] if run.data else []))
 
 
 def config(run: Run) -> Html:
@@ -118,20 +117,20 @@ def config(run: Run) -> Html:
     header = ("setting", "value", "from")
     chosen = [row for row in rows if not str(row[2]).startswith(("default", "checkpoint"))]
     everything = tag("details", tag("summary", f"all {len(rows)} settings"), table(header, rows))
-    return _section("Settings", table(header, chosen), everything)
+    return section("Settings", table(header, chosen), everything)
 
 
 def ranks(run: Run) -> Html:
     """Return time and memory of every rank."""
     rows = cast("Sequence[Mapping[str, Any]]", run.summary.get("ranks") or [])
-    return _section("Ranks", _nested(rows)) if rows else Html("")
+    return section("Ranks", _nested(rows)) if rows else Html("")
 
 
 def environment(run: Run) -> Html:
     """Return the command and the versions it ran with."""
     command, versions = run.about.get("command"), run.about.get("versions")
     made = [tag("pre", tag("code", command))] if command else []
-    return _section("Command and versions", *made, *([_nested(versions)] if versions else []))
+    return section("Command and versions", *made, *([_nested(versions)] if versions else []))
 
 
 def _state(run: Run) -> tuple[str, str]:
@@ -143,7 +142,8 @@ def _state(run: Run) -> tuple[str, str]:
     return "running", f"{far}; this page is as old as its last validation or checkpoint"
 
 
-def _section(heading: str, *inside: Html) -> Html:
+def section(heading: str, *inside: Html) -> Html:
+    """Return a part of the page under its heading; nothing where nothing is inside."""
     return tag("section", tag("h2", heading), *inside) if any(inside) else Html("")
 
 
@@ -157,19 +157,21 @@ def _nested(value: Any) -> Html:
         rows = ([_nested(item.get(name, "")) for name in names] for item in value)
         return table([words(str(name)) for name in names], rows)
     if isinstance(value, list):
-        return join(tag("p", _short(item)) for item in cast("list[Any]", value))
-    return tag("span", _short(value))
+        return join(tag("p", short(item)) for item in cast("list[Any]", value))
+    return tag("span", short(value))
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as a person reads it."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.5g}" if isinstance(value, float) else _cut(value)
+    return f"{value:,.5g}" if isinstance(value, float) else cut(value)
 
 
-def _cut(value: object) -> str:
+def cut(value: object) -> str:
+    """Return the beginning and the end of a text that is long."""
     whole = str(value)
     if len(whole) <= TEXT_LIMIT:
         return whole

@@ -70,9 +70,12 @@ def test_a_metric_without_a_finite_value_says_so() -> None:
     assert "no finite value" in panel("loss", {"train": {1: math.nan}})
 
 
-def test_the_loss_comes_first_then_what_the_algorithm_logs_then_the_rest() -> None:
-    names = ["lr", "grad_norm", "margin", "loss", "accuracy", "tokens_per_second"]
+def test_the_loss_comes_first_then_how_rollouts_fare_then_what_the_algorithm_logs_then_the_rest() -> (
+    None
+):
+    names = ["lr", "grad_norm", "margin", "loss", "accuracy", "tokens_per_second", "kl", "reward", "seconds/generate"]  # fmt: skip
     markup = panels({name: {"train": {1: 1.0}} for name in names})
     assert re.findall(r"<b>(.*?)</b>", markup) == [
-        "loss", "accuracy", "margin", "lr", "grad norm", "tokens per second",
+        "loss", "reward", "kl", "accuracy", "margin", "lr", "grad norm", "tokens per second",
+        "seconds/generate",
     ]  # fmt: skip

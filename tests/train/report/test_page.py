@@ -31,7 +31,7 @@ def leave_run(directory, steps: int, words: str = "hello") -> None:
     }  # fmt: skip
     (directory / "run.json").write_text(json.dumps(about))
     row = {"step": 3, "warning": words, "prompt": words, "response": words}
-    for name in ("warnings.jsonl", "generations.jsonl"):
+    for name in ("warnings.jsonl", "generations.jsonl", "rollouts.jsonl"):
         (directory / name).write_text(json.dumps(row) + "\n")
     (directory / "data_report.json").write_text(json.dumps({words: [{words: words}]}))
     summary = {"state": words, "reason": words, "best": {words: words}, "ranks": [{words: words}]}

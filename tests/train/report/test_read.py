@@ -9,7 +9,18 @@ from nemoalign.train.report.read import read_run
 def test_an_empty_directory_is_a_run_of_which_nothing_is_known(tmp_path) -> None:
     run = read_run(tmp_path)
     assert (run.about, run.summary, run.curves, run.last, run.data) == ({}, {}, {}, {}, None)
-    assert (run.warnings, run.generations) == ([], [])
+    assert (run.warnings, run.generations, run.rollouts) == ([], [], [])
+
+
+def test_of_rollouts_the_newest_and_the_first_are_read(tmp_path) -> None:
+    rows = [{"step": step, "response": f"{step}.{n}"} for step in (1, 2, 3) for n in range(9)]
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
+    newest, first = ([row["response"] for row in kept] for kept in read_run(tmp_path).rollouts)
+    assert newest == ["3.3", "3.4", "3.5", "3.6", "3.7", "3.8"]
+    assert first == ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert read_run(tmp_path).rollouts == [rows[:2]]
 
 
 def test_a_step_that_was_repeated_counts_once_and_validation_joins_its_metric(tmp_path) -> None:
