@@ -69,7 +69,7 @@ class Activation(MegatronModule):
         """Return the activation of fc1's output [..., f], or of [gate; up] [..., 2f], as [..., f]."""
         if not self.gated:
             return self.function(hidden)
-        if self.function is functional.silu:
+        if self.function is functional.silu and torch.is_grad_enabled():
             return _SwiGlu.apply(hidden)
         gate, up = hidden.chunk(2, -1)
         return self.function(gate) * up

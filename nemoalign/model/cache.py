@@ -1,7 +1,7 @@
 """Keys and values of the tokens so far, so that a new token computes itself alone.
 
-Rows lie in slots. What a pass computes is a pack: whole prompts, each a document, or one new token of every
-row, each a document of length 1 that sees its slot. Slots in use are the first ones, so that a step reads
+Rows lie in slots. What a pass computes is a pack: one new token of every row that goes on, each a document
+of length 1 that sees its slot, then whole prompts, each a document. Slots in use are the first ones, so that a step reads
 one contiguous block; a row that ends gives its slot to the last.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nemoalign.model.attention import CoreAttention, Documents
+from nemoalign.model.rotation import Rotation
 from nemoalign.parallel.cpu_bf16 import lacks_bf16_products
 
 _STEP = 64
@@ -59,14 +60,17 @@ class KeyValueCache:
 
 @dataclass
 class CachedDocuments(Documents):
-    """The documents of a pack, each the row of a slot: whole prompts, or the newest token of every row."""
+    """The documents of a pack, each the row of a slot: the newest token of rows that go on, then whole prompts."""
 
     cache: KeyValueCache = field(default_factory=lambda: KeyValueCache(0))
     slots: Sequence[int] = ()
     starts: Sequence[int] = ()
-    """Positions each row has in the cache already: none of prompts, at least one of others."""
+    """Positions each row has in the cache already: at least one, of prompts none."""
+    prompts: Documents | None = None
+    _rotation: Rotation | None = None
+    _targets: Tensor | None = None
     _visible: dict[int | None, Tensor | None] = field(default_factory=dict)
-    """By window, which positions the newest tokens see; the same in all layers."""
+    """By window, which positions the newest tokens see; these three are the same in all layers."""
 
     @classmethod
     def in_slots(
@@ -80,54 +84,91 @@ class CachedDocuments(Documents):
         slots, starts, lengths = zip(*rows, strict=True)
         documents = cls.of((*lengths, *([padding] if padding else [])), device)
         documents.cache, documents.slots, documents.starts = cache, slots, starts
-        # megatron-core's rotary table is as long as this.
-        documents.max_seqlen_kv = max(start + length for _, start, length in rows)
+        going = documents.going
+        assert all(starts[:going]), "prompts come last"
+        if going < len(rows):
+            documents.prompts = Documents.of(lengths[going:], device)
+        # megatron-core's rotary table is as long as this, and made anew where it changes.
+        documents.max_seqlen_kv = cache.capacity
         return documents
+
+    @property
+    def going(self) -> int:
+        """Rows that go on, one token each."""
+        return sum(start > 0 for start in self.starts)
+
+    def rotation(self, angles: Tensor, dtype: torch.dtype, *, interleaved: bool) -> Rotation:
+        """Return what turns the pack's queries and keys by ``angles`` [s, 1, 1, r]."""
+        if self._rotation is None:
+            self._rotation = Rotation.of(angles, dtype, interleaved=interleaved)
+        return self._rotation
 
     def attend(self, core: CoreAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the context [s, 1, heads * d] of a pack [s, 1, n, d]; its keys and values are kept."""
         both = self.cache.of_layer(core.layer_number, key)
-        if any(self.starts):
-            return self._continue_rows(both, core, query, key, value)
-        place = 0
-        for slot, length in zip(self.slots, self.lengths, strict=False):
-            for kept, new in zip(both, (key, value), strict=True):
-                kept[slot, :, :length] = new[place : place + length, 0].transpose(0, 1)
-            place += length
-        return core.attend_documents(query, key, value, self)
+        self._keep(both, key, value)
+        going, count = self.going, sum(self.lengths[: len(self.slots)])
+        missing = len(query) - count
+        contexts: list[Tensor] = []
+        if going:
+            contexts.append(self._continue_rows(both, core, query[:going]))
+        if self.prompts is not None:
+            query, key, value = (part[going:count] for part in (query, key, value))
+            contexts.append(core.attend_documents(query, key, value, self.prompts))
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+        return functional.pad(context, (0, 0, 0, 0, 0, missing)) if missing else context
 
-    def _continue_rows(
-        self, both: Tensor, core: CoreAttention, query: Tensor, key: Tensor, value: Tensor
-    ) -> Tensor:
-        """Return the same for one token a row; padding gets zeros."""
-        count, device = len(self.slots), query.device
-        slots, places = (torch.tensor(x, device=device) for x in (self.slots, self.starts))
-        for kept, new in zip(both, (key, value), strict=True):
-            kept[slots, :, places] = new[:count, 0].to(kept.dtype)
-        longest = max(self.starts) + 1
-        first, last = self.slots[0], self.slots[-1] + 1
+    def _keep(self, both: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write the pack's keys and values to their slots."""
+        if self._targets is None:
+            self._targets = self._rows_of(both)
+        count = sum(self.lengths[: len(self.slots)])
+        new = torch.stack((key[:count, 0], value[:count, 0])).to(both.dtype)
+        both.view(-1, both.shape[-1]).index_copy_(0, self._targets, new.view(-1, both.shape[-1]))
+
+    def _rows_of(self, both: Tensor) -> Tensor:
+        """Return where a layer's keys and values go, [2 * tokens * groups], in a cache of rows of width d."""
+        kinds, slots, groups, capacity, _ = both.shape
+        rows = zip(self.slots, self.starts, self.lengths, strict=False)
+        places = [
+            slot * groups * capacity + place
+            for slot, start, length in rows
+            for place in range(start, start + length)
+        ]
+        each = (
+            torch.arange(kinds).view(-1, 1, 1) * (slots * groups * capacity)
+            + torch.tensor(places).view(1, -1, 1)
+            + torch.arange(groups) * capacity
+        )
+        return each.flatten().to(both.device)
+
+    def _continue_rows(self, both: Tensor, core: CoreAttention, query: Tensor) -> Tensor:
+        """Return the context of one token a row, [rows, 1, heads * d]."""
+        count, groups = len(query), both.shape[2]
+        slots, longest = self.slots[:count], max(self.starts[:count]) + 1
+        first, last = slots[0], slots[-1] + 1
         keys, values = (
             both[:, first:last, :, :longest]
             if last - first == count
             else both[:, slots, :, :longest]
         )
-        groups = key.shape[2]
         # Heads of one group see the same keys: as queries of one row they need no copy of them.
-        grouped = query[:count, 0].view(count, groups, -1, query.shape[-1]).to(keys.dtype)
-        visible = self._seen(places, longest, core.window)
+        grouped = query[:, 0].reshape(count, groups, -1, query.shape[-1]).to(keys.dtype)
+        visible = self._seen(count, longest, core.window, query.device)
         context = core.attend_keys(grouped, keys, values, visible).to(query.dtype)
-        context = context.reshape(count, 1, -1)
-        return functional.pad(context, (0, 0, 0, 0, 0, len(query) - count))
+        return context.reshape(count, 1, -1)
 
-    def _seen(self, places: Tensor, longest: int, window: int | None) -> Tensor | None:
+    def _seen(
+        self, count: int, longest: int, window: int | None, device: torch.device
+    ) -> Tensor | None:
         """Return which positions each row's newest token sees, [rows, 1, 1, longest]; None for all."""
         if window not in self._visible:
-            positions = torch.arange(longest, device=places.device)
-            seen = positions <= places[:, None]
+            starts = self.starts[:count]
+            places = torch.tensor(starts, device=device)[:, None]
+            positions = torch.arange(longest, device=device)
+            seen = positions <= places
             if window is not None:
-                seen &= positions >= places[:, None] - window
-            hides_nothing = min(self.starts) + 1 == longest and (
-                window is None or longest <= window + 1
-            )
+                seen &= positions >= places - window
+            hides_nothing = min(starts) + 1 == longest and (window is None or longest <= window + 1)
             self._visible[window] = None if hides_nothing else seen[:, None, None]
         return self._visible[window]

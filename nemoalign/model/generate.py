@@ -1,4 +1,4 @@
-"""Tokens after prompts: whole prompts first, then one token of every row at a time, from cached keys.
+"""Tokens after prompts: a pass computes one token of every row, from cached keys, and the prompts that are new.
 
 Rows wait until a slot is free, so that one that ends makes room for the next. It runs in every layout,
 inside megatron-core's schedule.
@@ -27,6 +27,8 @@ SLOTS = 32
 """Rows that are continued together."""
 PREFILL_TOKENS = 4096
 """Tokens of prompts computed together, unless one prompt alone has more."""
+PASSES = 8
+"""Between two questions whether to go on: they are a sum over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class _Row:
     @property
     def is_done(self) -> bool:
         """True when nothing follows any more."""
-        asked, answer = self.request, self.answer
-        if len(self.tokens) >= self.limit or (answer and answer[-1] in asked.stop_ids):
+        asked, written = self.request, len(self.tokens) - len(self.request.ids)
+        if len(self.tokens) >= self.limit or (written and self.tokens[-1] in asked.stop_ids):
             return True
-        return bool(answer) and asked.has_ended is not None and asked.has_ended(answer)
+        return bool(written) and asked.has_ended is not None and asked.has_ended(self.answer)
 
 
 @dataclass(frozen=True)
@@ -126,25 +128,24 @@ class _Engine:
         return bool(self.waiting or self.active)
 
     def advance(self) -> None:
-        """Compute the prompts that found a slot, or else the next token of every row."""
-        rows = self._admitted() or list(enumerate(self.active))
+        """Compute the next token of every row, together with the prompts that found a slot."""
+        self._admit()
+        rows = list(enumerate(self.active))
         self.cache.reserve(max(len(row.tokens) for _, row in rows))
         for (_, row), token in zip(rows, self._next_tokens(rows), strict=True):
             row.cached = len(row.tokens)
             row.tokens.append(token)
         self._leave()
 
-    def _admitted(self) -> list[tuple[int, _Row]]:
-        """Give free slots to rows that wait; return them with their slots."""
-        admitted: list[tuple[int, _Row]] = []
+    def _admit(self) -> None:
+        """Give free slots to rows that wait."""
         tokens = 0
         while self.waiting and len(self.active) < self.cache.slots:
-            tokens += len(self.waiting[0].tokens)
-            if admitted and tokens > PREFILL_TOKENS:
-                break
-            admitted.append((len(self.active), self.waiting[0]))
+            length = len(self.waiting[0].tokens)
+            if tokens and tokens + length > PREFILL_TOKENS:
+                return
+            tokens += length
             self.active.append(self.waiting.popleft())
-        return admitted
 
     def _leave(self) -> None:
         """Let rows that are done go; the last slot's row moves to the slot that is free."""
@@ -191,8 +192,8 @@ def generate(
     Args:
         chunks: this rank's part of the model.
         requests: what is asked for.
-        go_on: told before each pass whether this replica has rows to continue; it must answer alike on
-            all ranks of all replicas.
+        go_on: told before every ``PASSES`` passes whether this replica has rows to continue; it must
+            answer alike on all ranks of all replicas.
         sampling: how tokens are chosen.
         slots: rows that are continued together.
     """
@@ -202,8 +203,9 @@ def generate(
     rows = [_Row.of(request, longest) for request in requests]
     engine = _Engine(chunks, [row for row in rows if not row.is_done], slots, sampling)
     while go_on(engine.is_busy):
-        if engine.is_busy:
-            engine.advance()
+        for _ in range(PASSES):
+            if engine.is_busy:
+                engine.advance()
     return [row.answer for row in rows]
 
 

@@ -14,6 +14,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from nemoalign.model.linear import product
 from nemoalign.model.reward_head import Answers, RewardHead
 from nemoalign.parallel.logprobs import vocab_parallel_logprobs
 
@@ -85,7 +86,7 @@ class LabelGPT(GPTModel):
             return self.rm_head(hidden_states, self.answers)
         if labels is None:
             if self.head_positions is not None:
-                hidden_states = hidden_states.index_select(0, self.head_positions).transpose(0, 1)
+                return self._logits_at(hidden_states, self.head_positions)
             return self._capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs))
         found = self._label_logprobs(hidden_states, labels)
         return found if values is None else _beside(found, values)
@@ -95,6 +96,13 @@ class LabelGPT(GPTModel):
         head = self.rm_head or self.value_head
         assert head is not None, "a critic and a policy with values have a head"
         return head.values(hidden_states, self.pg_collection.tp if self.splits_sequence else None)
+
+    def _logits_at(self, hidden_states: Tensor, places: Tensor) -> Tensor:
+        """Return logits [rows, 1, v/tp] of some places [rows] of hidden states [s, 1, h]."""
+        weight: Any = self.output_layer.weight
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        return self._capped(product(hidden_states.index_select(0, places), weight))
 
     def _label_logprobs(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Return log-probs [b, s] of ``labels`` [b, s] from hidden states [s, b, h].

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from nemoalign.errors import ConfigError
 from nemoalign.model.activation import Activation
+from nemoalign.model.linear import ColumnLinear, RowLinear
 from nemoalign.model.norm import Norm
 
 
-class NormedRowParallelLinear(RowParallelLinear):
+class NormedRowLinear(RowLinear):
     """A row-parallel layer with a norm behind it, as Gemma 2 has before each residual sum."""
 
     def __init__(self, *args: Any, config: TransformerConfig, **kwargs: Any) -> None:
@@ -30,10 +30,10 @@ class NormedRowParallelLinear(RowParallelLinear):
         return self.post_layernorm(output), bias
 
 
-def mlp_spec(config: TransformerConfig, row_linear: type[RowParallelLinear]) -> ModuleSpec:
+def mlp_spec(config: TransformerConfig, row_linear: type[RowLinear]) -> ModuleSpec:
     """Return a layer's MLP, or its router and experts, one after the other, where it has experts."""
     linears = MLPSubmodules(
-        linear_fc1=ColumnParallelLinear, linear_fc2=row_linear, activation_func=Activation
+        linear_fc1=ColumnLinear, linear_fc2=row_linear, activation_func=Activation
     )
     if not config.num_moe_experts:
         return ModuleSpec(module=MLP, submodules=linears)

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+BLOCK = 256
+"""Tokens whose probabilities are summed before one of them is looked for."""
 LIKELIEST = 1024
 """Tokens that are sorted first; only where they are not enough for ``top_p`` are all of them."""
 
@@ -48,19 +51,15 @@ class Draw:
 
 
 def choose(logits: Tensor, draws: Sequence[Draw], sampling: Sampling) -> Tensor:
-    """Return one token for each row of ``logits`` [rows, v], fp32."""
+    """Return one token for each row of ``logits`` [rows, v], fp32, which are used up."""
     for row, draw in enumerate(draws):
         if draw.written < sampling.min_new_tokens and draw.stop_ids:
             logits[row, list(draw.stop_ids)] = -torch.inf
     if not sampling.temperature:
         return logits.argmax(-1)
-    probabilities, tokens = kept(logits / sampling.temperature, sampling)
+    probabilities, tokens = kept(logits.div_(sampling.temperature), sampling)
     uniform = torch.tensor([_uniform(sampling.seed, draw) for draw in draws], dtype=torch.float64)
-    sums = probabilities.double().cumsum(-1)
-    # Never past the last token that has a probability, whatever rounding does.
-    aims = uniform.to(sums.device)[:, None] * sums[:, -1:]
-    places = torch.searchsorted(sums, aims, right=True)
-    places = places.minimum((sums < sums[:, -1:]).sum(-1, keepdim=True))
+    places = _places(probabilities, uniform.to(logits.device)[:, None])
     return places[:, 0] if tokens is None else tokens.gather(-1, places)[:, 0]
 
 
@@ -83,6 +82,32 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
         probabilities = (best - total).exp()
     before = probabilities.cumsum(-1) - probabilities
     return probabilities.where(before < sampling.top_p, 0.0), tokens
+
+
+def _places(probabilities: Tensor, shares: Tensor) -> Tensor:
+    """Return [rows, 1]: where the sum of ``probabilities`` [rows, n] crosses each share [rows, 1] of it.
+
+    A block first and then a place in it: a running sum in double precision over a whole vocabulary
+    costs as much as the softmax.
+    """
+    missing = -probabilities.shape[-1] % BLOCK
+    padded = functional.pad(probabilities, (0, missing)) if missing else probabilities
+    blocks = padded.unflatten(-1, (-1, BLOCK))
+    block, shares = _crossed(blocks.sum(-1).double(), shares)
+    inside = blocks.take_along_dim(block[..., None], 1)[:, 0]
+    return block * BLOCK + _crossed(inside.double(), shares)[0]
+
+
+def _crossed(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the running sum of ``weights`` crosses ``shares`` of it, and what share of the weight there."""
+    sums = weights.cumsum(-1)
+    aims = shares * sums[:, -1:]
+    # Never past the last one that has a weight, whatever rounding does.
+    places = torch.searchsorted(sums, aims, right=True)
+    places = places.minimum((sums < sums[:, -1:]).sum(-1, keepdim=True))
+    weight = weights.gather(-1, places)
+    before = sums.gather(-1, places) - weight
+    return places, ((aims - before) / weight).clamp(0, 1)
 
 
 def _falls_short(probabilities: Tensor, sampling: Sampling) -> bool:

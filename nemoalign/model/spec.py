@@ -7,20 +7,21 @@ from typing import Any, Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from nemoalign.config.architecture import FALCON, Architecture
 from nemoalign.errors import ContentError
 from nemoalign.model.activation import activation_function
 from nemoalign.model.attention import CoreAttention
-from nemoalign.model.layers import NormedRowParallelLinear, mlp_spec
+from nemoalign.model.cached_layer import CachedLayer
+from nemoalign.model.layers import NormedRowLinear, mlp_spec
+from nemoalign.model.linear import ColumnLinear, RowLinear
 from nemoalign.model.norm import Norm
 from nemoalign.parallel.device import Backend
 from nemoalign.parallel.layout import ParallelLayout
@@ -184,21 +185,21 @@ def decoder_spec(config: TransformerConfig, num_layers: int) -> TransformerBlock
     with experts.
     """
     head_norm = Norm if config.qk_layernorm else IdentityOp
-    row_linear = NormedRowParallelLinear if vars(config)["has_post_norms"] else RowParallelLinear
+    row_linear = NormedRowLinear if vars(config)["has_post_norms"] else RowLinear
     keys = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if not config.num_moe_experts:
         keys["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     # megatron-core calls it as a class is called; its annotation does not say so.
     bias_dropout_add: Any = get_bias_dropout_add
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=CachedLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
                     linear_proj=row_linear,
                     q_layernorm=head_norm,

@@ -72,3 +72,16 @@ def test_the_last_token_with_a_probability_is_the_last_that_can_be_drawn(monkeyp
     logits = torch.full((1, 6), -torch.inf)
     logits[0, :3] = 0.0
     assert choose(logits, draws(1), Sampling(temperature=1.0)).tolist() == [2]
+
+
+@pytest.mark.parametrize("count", [5, 256, 600])
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1, exclude_max=True))
+def test_a_share_is_crossed_where_the_running_sum_crosses_it(count, seed, share) -> None:
+    weights = torch.rand(3, count, generator=torch.Generator().manual_seed(seed))
+    weights[:, count // 2 :] = 0.0  # nothing behind the middle can be drawn
+    found = module._places(weights, torch.full((3, 1), share, dtype=torch.float64))[:, 0]
+    ends = weights.double().cumsum(-1) / weights.double().sum(-1, keepdim=True)
+    for row, place in enumerate(found.tolist()):
+        assert weights[row, place] > 0
+        before = ends[row, place - 1] if place else 0.0
+        assert before - 1e-6 <= share <= ends[row, place] + 1e-6

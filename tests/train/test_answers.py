@@ -19,14 +19,16 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def answered(layout: ParallelLayout, stop: int, passes: int = 7):
+def answered(layout: ParallelLayout, stop: int, questions: int = 7):
     prompts = [Prompt(ids, frozenset({stop}), "made") for ids in IDS]
     with bench.learner(bench.Setup(layout)) as learner:
         calls = []
 
         def agree(is_writing):
             calls.append(1)
-            writing, wishes = reduce_sums([is_writing], [len(calls) > passes], torch.device("cpu"))
+            writing, wishes = reduce_sums(
+                [is_writing], [len(calls) > questions], torch.device("cpu")
+            )
             return writing, Asked(stop=wishes > 0)
 
         return FixedPrompts(prompts, Words(), 6).answer(learner, agree)
@@ -54,7 +56,7 @@ def test_replicas_share_the_prompts(two_ranks):
 
 @pytest.mark.dist
 def test_a_wish_to_stop_is_heard_on_all_ranks(two_ranks):
-    for answers, asked in two_ranks.run(answered, ParallelLayout(2, pp=2), -1, 2):
+    for answers, asked in two_ranks.run(answered, ParallelLayout(2, pp=2), -1, 1):
         assert answers == []
         assert asked.stop
 
