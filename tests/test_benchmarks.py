@@ -35,6 +35,7 @@ def benchmark(monkeypatch):
     [
         ("sft_speed", "Tokens per second"),
         ("preference_speed", "Answers per second"),
+        ("generation_speed", "Generated tokens per second"),
         ("io_speed", "Seconds of"),
         ("gpu_sft", "loss curve"),
         ("big_data", "Speed of indexing"),
@@ -120,3 +121,17 @@ def test_a_command_is_measured_by_its_own_memory_and_its_output_kept(benchmark):
     assert finished.seconds > 0
     with pytest.raises(SystemExit, match="ended with 3"):
         sides.run([sys.executable, "-c", "import sys; sys.exit(3)"])
+
+
+def test_both_sides_write_as_many_tokens_as_each_row_asks_for_and_the_same(benchmark, tmp_path):
+    torch.manual_seed(0)
+    fields = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    fields |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    LlamaForCausalLM(LlamaConfig(**fields, initializer_range=0.2)).save_pretrained(tmp_path)
+    asked = [([3, 9, 4], 6), ([7], 2), ([5, 5, 8, 1, 2], 4)]
+    module = benchmark("generation_speed")
+    with benchmark("generation_sides").opened(tmp_path, "fp32") as sides:
+        results = {name: [module.measured(side, asked, 2)] for name, side in sides.items()}
+    module.check(results)
+    assert results["nemoalign"][0]["rows_that_part"] == 0
+    assert module.parted([[1, 2], [3]], [[1, 2], [4]]) == 1
