@@ -209,9 +209,10 @@ def _resolve(merged: Merged) -> tuple[World | None, int]:
         missing = [path for path in files if not path.is_file()]
         if missing:
             raise SourceError(f"There is no file {missing[0]}; {flag} names it.")
-    reference = getattr(model.algorithm, "reference_path", None)
-    if reference is not None and not reference.exists():
-        raise SourceError(f"There is nothing at {reference}; --ref names it.")
+    for flag, name in (("--ref", "reference_path"), ("--critic", "critic_path")):
+        start = getattr(model.algorithm, name, None)
+        if start is not None and not start.exists():
+            raise SourceError(f"There is nothing at {start}; {flag} names it.")
     world = find_world(os.environ)
     ranks = wanted_ranks(config, world, os.environ)
     layout = ParallelLayout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ def check_complete(config: RunConfig, algorithm: str, typed: Sequence[str] = ())
     uses = not own.trains or getattr(own, "score_path", ())
     if not data.train_ds.file_path and not evaluates and not uses:
         missing["rows to learn from (--data)"] = "--data train.jsonl"
+    if own.rows == "prompts" and not own.reward:
+        missing["something that says what answers are worth (--reward)"] = "--reward rm.nemo"
     if not own.trains and not own.prompt and not own.prompts_path:
         missing["something to answer (--prompt or --data)"] = '--prompt "Hello"'
     if missing:
@@ -57,6 +60,8 @@ def check_rules(config: RunConfig, sources: Mapping[str, str]) -> Iterator[str]:
         )
     _check_schedule(optim.sched)
     _check_splits(model.data)
+    if model.algorithm.rows == "prompts":
+        _check_rollouts(model, sources)
     if model.peft.peft_scheme == "none":
         for flag, key in (("--lora-alpha", "alpha"), ("--lora-targets", "target_modules")):
             if sources.get(f"model.peft.lora_tuning.{key}", "").startswith("flag"):
@@ -82,8 +87,50 @@ def _without_effect(model: ModelConfig) -> Iterator[str]:
             "model.kto.kl_estimate is micro_batch, and a pack holds as many rows as fit, not --mbs. "
             "Add --no-packing for NeMo-Aligner's micro-batches."
         )
+    if model.algorithm.rows == "prompts":
+        yield from _about_draws(model.algorithm)
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         yield "--sequence-parallel has no effect with --tp 1."
+
+
+def _about_draws(own: Any) -> Iterator[str]:
+    """Yield a warning where answers are drawn from another distribution than the one that learns."""
+    cuts = [
+        f"{flag} {value:g}"
+        for flag, value, plain in (
+            ("--temperature", own.temperature, 1.0),
+            ("--top-k", own.top_k, 0),
+            ("--top-p", own.top_p, 1.0),
+        )
+        if value != plain
+    ]
+    if cuts:
+        yield (
+            f"{' '.join(cuts)} draws answers from another distribution than the one that learns, which is "
+            "the model's own; ratios and KL do not know of it."
+        )
+
+
+def _check_rollouts(model: ModelConfig, sources: Mapping[str, str]) -> None:
+    """Refuse sizes that leave an update short, or no room for prompts."""
+    own: Any = model.algorithm
+    rollouts, size = own.num_rollout_samples, model.global_batch_size
+    if rollouts % size:
+        raise ConfigError(
+            f"--rollouts {rollouts} is no multiple of --gbs {size}, the answers of one update. "
+            f"Use --rollouts {-(-rollouts // size) * size}, or --gbs {math.gcd(rollouts, size)}."
+        )
+    longest, new = model.encoder_seq_length, own.max_new_tokens
+    if new is not None and longest - new < 8:
+        raise ConfigError(
+            f"--max-new-tokens {new}{_unless_typed(sources, 'model.ppo.max_new_tokens')} leaves "
+            f"{max(0, longest - new)} of --seq-len {longest} for prompts. "
+            f"Use {longest // 2} or fewer."
+        )
+    if own.min_new_tokens > (new or longest):
+        raise ConfigError(
+            f"--min-new-tokens {own.min_new_tokens} is above --max-new-tokens {new}. Lower it."
+        )
 
 
 def _check_splits(data: DataConfig) -> None:
@@ -142,6 +189,10 @@ def check_length(
             "positions were never trained that far. "
             "--set model.seq_len_interpolation_factor=2 would compress them."
         )
+
+
+def _unless_typed(sources: Mapping[str, str], key: str) -> str:
+    return "" if sources.get(key, "").startswith("flag") else _from(sources, key)
 
 
 def _from(sources: Mapping[str, str], *keys: str) -> str:

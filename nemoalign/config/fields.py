@@ -193,7 +193,7 @@ def tree_key(name: str, key: str | None, algorithm: str) -> str:
 class AlgorithmSettings(Section):
     """What one algorithm has for itself; each row of ``config.algorithms`` brings its own."""
 
-    rows: ClassVar[Literal["texts", "pairs", "labels", "rewards"]] = "texts"
+    rows: ClassVar[Literal["texts", "pairs", "labels", "rewards", "prompts"]] = "texts"
     """What it learns from."""
     counts_tokens: ClassVar[bool] = False
     """True when its loss is a mean over tokens; else over rows, pairs or labels."""

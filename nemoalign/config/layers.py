@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from nemoalign.config.fields import Entry
-from nemoalign.config.legacy import ALIASES, DATA_PREFIX, files_of
+from nemoalign.config.legacy import DATA_PREFIX, aliases_of
 from nemoalign.config.merged import escaped
-from nemoalign.config.values import DataFile, Duration, Every, RewardSource
+from nemoalign.config.values import DataFile, Duration, Every, Reject, RewardSource
 from nemoalign.errors import ConfigError
 
 ENVIRONMENT = "NEMOALIGN_"
@@ -29,6 +29,8 @@ class Given:
 
     value: Any
     source: str
+    written: str = field(default="", compare=False)
+    """The key as it was written, which may be NeMo's name for it."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +66,24 @@ def stack(layers: Sequence[Layer]) -> dict[str, Given]:
     return merged
 
 
-def tree_layer(tree: Mapping[str, Any], source: str) -> Layer:
+def tree_layer(tree: Mapping[str, Any], source: str, entries: Mapping[str, Entry]) -> Layer:
     """Return a YAML file's tree as a layer; ``???`` is nothing given."""
-    values: dict[str, Given] = {}
+    made = _Making(entries)
     for key, value in _leaves(tree, ""):
-        _put(values, key, Given(_absolute(value, key), source))
-    return Layer(values)
+        made.put(key, value, source)
+    return Layer(made.values)
 
 
 def environment_layer(
     environ: Mapping[str, str], entries: Mapping[str, Entry], parse: Callable[[str], Any]
 ) -> Layer:
     """Return ``NEMOALIGN_MODEL__OPTIM__LR=...`` as a layer; other NEMOALIGN_ names are no settings."""
-    values: dict[str, Given] = {}
+    made = _Making(entries)
     for name in sorted(environ):
         if name.startswith(ENVIRONMENT) and "__" in name:
             key = name.removeprefix(ENVIRONMENT).replace("__", ".").lower()
-            value = read_text(environ[name], entries.get(key), parse)
-            _put(values, key, Given(_absolute(value, key), f"environment {name}"))
-    return Layer(values)
+            made.put(key, read_text(environ[name], entries.get(key), parse), f"environment {name}")
+    return Layer(made.values)
 
 
 def sets_layer(
@@ -93,7 +94,7 @@ def sets_layer(
     Raises:
         ConfigError: when one is not KEY=VALUE.
     """
-    values: dict[str, Given] = {}
+    made = _Making(entries)
     dropped: list[str] = []
     for text in sets:
         found = _OVERRIDE.fullmatch(text.strip())
@@ -101,16 +102,16 @@ def sets_layer(
             raise ConfigError(f"--set takes KEY=VALUE, not {text!r}: --set model.optim.lr=1e-5")
         key = str(found["key"])
         if found["sign"] == "~":
-            dropped.append(key)
+            dropped.append(made.aliases.get(key, key))
             continue
-        entry = None if key == DATA_PREFIX else entries.get(ALIASES.get(key, key))
+        entry = None if key == DATA_PREFIX else entries.get(made.aliases.get(key, key))
         value = read_text(found["value"], entry, parse)
         leaves: Iterable[tuple[str, Any]] = [(key, value)]
         if isinstance(value, Mapping):
             leaves = _leaves(cast("Mapping[Any, Any]", value), f"{key}.")
         for leaf, item in leaves:
-            _put(values, leaf, Given(_absolute(item, leaf), "--set"), last_wins=True)
-    return Layer(values, tuple(dropped))
+            made.put(leaf, item, "--set", last_wins=True)
+    return Layer(made.values, tuple(dropped))
 
 
 def flags_layer(flags: Mapping[str, Any], entries: Mapping[str, Entry]) -> Layer:
@@ -120,8 +121,18 @@ def flags_layer(flags: Mapping[str, Any], entries: Mapping[str, Entry]) -> Layer
         known = entries[key].setting
         source = f"flag {(known.flag or key).partition('/')[0]}"
         values |= {other: Given(implied, source) for other, implied in known.implies.items()}
-        values[key] = Given(escaped(value), source)
+        values[key] = Given(escaped(_number(value, entries[key])), source)
     return Layer(values)
+
+
+def _number(value: Any, entry: Entry) -> Any:
+    """Return typed text as the number it is, which ``${multiply:...}`` of other settings may need."""
+    if not {entry.type, *get_args(entry.type)} & {int, float}:
+        return value
+    try:
+        return entry.read(value)
+    except Reject:
+        return value
 
 
 def read_text(text: str, entry: Entry | None, parse: Callable[[str], Any]) -> Any:
@@ -145,23 +156,64 @@ def _is_text(entry: Entry) -> bool:
     return bool(kinds & texts) and tuple[str, ...] != entry.type
 
 
-def _put(values: dict[str, Given], key: str, given: Given, *, last_wins: bool = False) -> None:
-    """Store a value under our name for its key."""
-    target = ALIASES.get(key, key)
-    if key.startswith(DATA_PREFIX):
-        given = Given(files_of(given.value), given.source)
-    if target != key and given.value == f"${{{target}}}":
-        return
-    known = values.get(target)
-    if known is not None and not last_wins and known.value != given.value:
-        if target != key and given.value is None:
+class _Making:
+    """A layer being made, every value under our name for its key."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.values: dict[str, Given] = {}
+        self.aliases = aliases_of(entries)
+
+    def put(self, key: str, value: Any, source: str, *, last_wins: bool = False) -> None:
+        """Store a value that ``source`` gives under ``key``; refuses two for one setting."""
+        target = self.aliases.get(key, key)
+        value = self._absolute(value, key)
+        if key.startswith(DATA_PREFIX):
+            value = _files_of(value)
+        if target != key and value == f"${{{target}}}":
             return
-        if known.value is not None:
-            raise ConfigError(
-                f"{given.source} sets {target} twice, to {known.value!r} and (as {key}) to "
-                f"{given.value!r}. Keep one."
-            )
-    values[target] = given
+        known = self.values.get(target)
+        if known is not None and not last_wins and known.value != value:
+            if target != key and value is None:
+                return
+            if known.value is not None:
+                raise ConfigError(
+                    f"{source} sets {target} twice, to {known.value!r} and (as {key}) to "
+                    f"{value!r}. Keep one."
+                )
+        self.values[target] = Given(value, source, key)
+
+    def _absolute(self, value: Any, key: str) -> Any:
+        """Return ``value`` with its interpolations absolute and in our spelling, as keys may move."""
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            return [self._absolute(item, f"{key}.{i}") for i, item in enumerate(items)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        parts = key.split(".")
+
+        def root(found: re.Match[str]) -> str:
+            above = parts[: max(0, len(parts) - len(found[1]))]
+            return "${" + "".join(f"{part}." for part in above)
+
+        text = _RELATIVE.sub(root, value)
+        for old, new in self.aliases.items():
+            text = re.sub(r"\$\{\s*" + re.escape(old) + r"(?![\w.])", "${" + new, text)
+        return text
+
+
+def _files_of(value: Any) -> Any:
+    """Return Megatron's list of files, ``[0.7, a.jsonl, 0.3, b.jsonl]``, as ours: ``[a.jsonl:0.7, ...]``."""
+    if not isinstance(value, list):
+        return value
+    found: list[Any] = []
+    weight: int | float | None = None
+    for item in cast("list[Any]", value):
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            weight = item
+        else:
+            found.append(item if weight is None else f"{item}:{weight!r}")
+            weight = None
+    return found
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -171,22 +223,3 @@ def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(cast("Mapping[Any, Any]", value), f"{key}.")
         elif value != "???":
             yield key, value
-
-
-def _absolute(value: Any, key: str) -> Any:
-    """Return ``value`` with its interpolations absolute and in our spelling, as keys may move."""
-    if isinstance(value, list):
-        items = cast("list[Any]", value)
-        return [_absolute(item, f"{key}.{i}") for i, item in enumerate(items)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    parts = key.split(".")
-
-    def root(found: re.Match[str]) -> str:
-        above = parts[: max(0, len(parts) - len(found[1]))]
-        return "${" + "".join(f"{part}." for part in above)
-
-    text = _RELATIVE.sub(root, value)
-    for old, new in ALIASES.items():
-        text = re.sub(r"\$\{\s*" + re.escape(old) + r"(?![\w.])", "${" + new, text)
-    return text

@@ -7,10 +7,11 @@ or something we cannot do, named in one warning when it is switched on (``UNHONO
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
+from nemoalign.config import legacy_ppo
 from nemoalign.config.values import plain
 
 DATA_PREFIX = "model.data.data_prefix"
@@ -36,6 +37,7 @@ ALIASES: Mapping[str, str] = {
     "model.regression.loss_mask_val": "model.rm.loss_mask_val",
     "model.regression.loss_func": "model.rm.loss_func",
     "model.regression.load_rm_head_weights": "model.rm.load_rm_head_weights",
+    **legacy_ppo.ALIASES,
 }
 
 _BF16 = dict.fromkeys(("bf16", "bf16-mixed", "bf16-true"), "bf16")
@@ -47,6 +49,7 @@ SPELLINGS: Mapping[str, Mapping[str | None, Any]] = {
     "trainer.*.gradient_clip_val": {None: 0.0},
     "model.peft.peft_scheme": {None: "none"},
     "model.virtual_pipeline_model_parallel_size": {"1": None},
+    **legacy_ppo.SPELLINGS,
 }
 """Value as text (or None) -> our value, by pattern of keys."""
 
@@ -239,21 +242,6 @@ TWINS: Mapping[str, str] = {
 """A NeMo key under the first prefix asks for nothing new when the setting under the second says so."""
 
 
-def files_of(value: Any) -> Any:
-    """Return Megatron's list of files, ``[0.7, a.jsonl, 0.3, b.jsonl]``, as ours: ``[a.jsonl:0.7, ...]``."""
-    if not isinstance(value, list):
-        return value
-    found: list[Any] = []
-    weight: int | float | None = None
-    for item in cast("list[Any]", value):
-        if isinstance(item, int | float) and not isinstance(item, bool):
-            weight = item
-        else:
-            found.append(item if weight is None else f"{item}:{weight!r}")
-            weight = None
-    return found
-
-
 def spelled(key: str, value: Any) -> Any:
     """Return ``value`` in our spelling when NeMo writes it otherwise."""
     for pattern, spellings in SPELLINGS.items():
@@ -262,9 +250,20 @@ def spelled(key: str, value: Any) -> Any:
     return value
 
 
-def is_nemo_key(key: str) -> bool:
+def aliases_of(settings: Container[str]) -> dict[str, str]:
+    """Return NeMo's names of ``settings``, those a run of one algorithm has."""
+    return {theirs: ours for theirs, ours in ALIASES.items() if ours in settings}
+
+
+def is_nemo_key(key: str, algorithm: str) -> bool:
     """True when NeMo or NeMo-Aligner knows ``key`` and no setting of ours corresponds to it."""
-    return _matches(key, (*QUIET, *FP8_DETAILS)) or _matches(key, tuple(UNHONOURED))
+    return is_quiet(key, algorithm) or _matches(key, tuple(_unhonoured(algorithm)))
+
+
+def is_quiet(key: str, algorithm: str) -> bool:
+    """True for a key of NeMo's whose absence changes no result, whatever its value."""
+    own = legacy_ppo.QUIET if algorithm == "ppo" else ()
+    return _matches(key, (*QUIET, *FP8_DETAILS, *own))
 
 
 def is_lost(key: str, value: Any, settings: Mapping[str, Any], algorithm: str) -> bool:
@@ -272,7 +271,7 @@ def is_lost(key: str, value: Any, settings: Mapping[str, Any], algorithm: str) -
 
     ``settings`` are the merged values: a key that repeats one of them asks for what happens anyway.
     """
-    if not value or _matches(key, (*QUIET, *FP8_DETAILS)):
+    if not value:
         return False
     for prefix, other in TWINS.items():
         if key.startswith(prefix):
@@ -280,8 +279,13 @@ def is_lost(key: str, value: Any, settings: Mapping[str, Any], algorithm: str) -
             if twin in settings and plain(settings[twin]) == value:
                 return False
     return not any(
-        fnmatchcase(key, pattern) and value in neutral for pattern, neutral in UNHONOURED.items()
+        fnmatchcase(key, pattern) and value in neutral
+        for pattern, neutral in _unhonoured(algorithm).items()
     )
+
+
+def _unhonoured(algorithm: str) -> Mapping[str, tuple[Any, ...]]:
+    return {**UNHONOURED, **legacy_ppo.UNHONOURED} if algorithm == "ppo" else UNHONOURED
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from nemoalign.config.algorithms import ALGORITHMS, AlgorithmRow
+from nemoalign.config.aligner_ppo import Meant, as_meant
 from nemoalign.config.check import check_rules
 from nemoalign.config.derive import derived
 from nemoalign.config.fields import build
@@ -82,6 +83,7 @@ class _Merge:
         self.row = row
         self.entries = row.entries()
         self.names = Names(self.entries, row.name)
+        self.meant = Meant([])
         self.defaults = {
             key: Given(escaped(plain(entry.default)), DEFAULT)
             for key, entry in self.entries.items()
@@ -101,14 +103,20 @@ class _Merge:
         environ: Mapping[str, str],
     ) -> dict[str, Given]:
         """Return what people gave: of each key, its highest layer."""
-        layers = [tree_layer(_load(path), str(path)) for path in configs]
-        layers.append(environment_layer(environ, self.entries, _parse))
-        layers.append(sets_layer(sets, self.entries, _parse))
-        for layer in layers:
+        files = [tree_layer(_load(path), str(path), self.entries) for path in configs]
+        others = [
+            environment_layer(environ, self.entries, _parse),
+            sets_layer(sets, self.entries, _parse),
+        ]
+        for layer in [*files, *others]:
             self.names.check(layer)
+        if self.row.name == "ppo":
+            self.meant = as_meant(files, others)
+        else:
+            self.meant = Meant([*files, *others])
         typed = flags_layer(flags, self.entries)
-        self._refuse_two_voices(layers[-1], typed)
-        return stack([*(self._without_nothing(layer) for layer in layers), typed])
+        self._refuse_two_voices(others[-1], typed)
+        return stack([*(self._without_nothing(layer) for layer in self.meant.layers), typed])
 
     def read_checkpoint(
         self, upper: Mapping[str, Given], checkpoint: ReadCheckpoint | None
@@ -131,6 +139,7 @@ class _Merge:
             values[key], sources[key] = value, f"{DEFAULT} ({why})"
         config = build(RunConfig, values, self.row.name, self.row.settings)
         warnings = [
+            *self.meant.warnings,
             *self.names.lost(upper, resolver, values),
             *check_rules(config, sources),
         ]
@@ -142,7 +151,10 @@ class _Merge:
                 if key not in self.entries:
                     flat[key], sources[key] = value, resolver.given[key].source
         checkpoint_config = base.config if base is not None else {}
-        return Merged(self.row.name, config, checkpoint_config, nested(flat), sources, [], warnings)
+        hints = list(self.meant.hints)
+        return Merged(
+            self.row.name, config, checkpoint_config, nested(flat), sources, hints, warnings
+        )
 
     def _typed(self, key: str, resolver: _Resolver) -> Any:
         """Return the typed value of a setting, or say in one sentence why there is none."""

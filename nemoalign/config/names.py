@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from nemoalign.config.aligner_ppo import CRITIC
 from nemoalign.config.architecture import Architecture
 from nemoalign.config.fields import Entry
 from nemoalign.config.layers import Given, Layer
-from nemoalign.config.legacy import ALIASES, is_lost, is_nemo_key, spelled
+from nemoalign.config.legacy import aliases_of, is_lost, is_nemo_key, is_quiet, spelled
+from nemoalign.config.values import plain
 from nemoalign.errors import ConfigError
 
 ARCHITECTURE = frozenset(f"model.{f.name}" for f in fields(Architecture))
@@ -54,7 +56,7 @@ class Names:
             or key in self.sections
             or key in ARCHITECTURE
             or key.startswith((TOKENIZER, OVERWRITE))
-            or is_nemo_key(key)
+            or is_nemo_key(key, self.algorithm)
         )
 
     def lost(
@@ -63,14 +65,23 @@ class Names:
         """Yield one warning that names every NeMo key which has no effect here, by its source."""
         by_source: dict[str, list[str]] = {}
         for key, given in upper.items():
-            foreign = key not in self.entries and key not in ARCHITECTURE and is_nemo_key(key)
-            if foreign and is_lost(key, value(key), values, self.algorithm):
-                by_source.setdefault(given.source, []).append(key)
+            of_critic = key.removeprefix(CRITIC)
+            if of_critic != key:
+                lost = of_critic in self.entries and value(key) != plain(values[of_critic])
+            else:
+                lost = self._is_foreign(key) and is_lost(key, value(key), values, self.algorithm)
+            if lost:
+                by_source.setdefault(given.source, []).append(of_critic)
         if by_source:
             listed = "; ".join(
                 f"{', '.join(sorted(keys))} ({source})" for source, keys in by_source.items()
             )
             yield f"NeMo settings without effect here: {listed}."
+
+    def _is_foreign(self, key: str) -> bool:
+        """True for a key of NeMo's that may mean something there and is nothing here."""
+        ours = key in self.entries or key in ARCHITECTURE or is_quiet(key, self.algorithm)
+        return not ours and is_nemo_key(key, self.algorithm)
 
     def spelled(self, key: str, value: Any) -> Any:
         """Return ``value`` as we spell it, when NeMo spells it otherwise."""
@@ -86,7 +97,7 @@ class Names:
 
     def _nearest(self, key: str) -> str:
         """Return " Did you mean ...?" for the likeliest known key, or nothing."""
-        settings = [*self.entries, *ALIASES, *sorted(ARCHITECTURE)]
+        settings = [*self.entries, *aliases_of(self.entries), *sorted(ARCHITECTURE)]
         named = {known.rpartition(".")[2] for known in settings}
         last = difflib.get_close_matches(key.rpartition(".")[2], named, n=3, cutoff=0.85)
         alike = [known for known in settings if known.rpartition(".")[2] in last]

@@ -61,6 +61,27 @@ _NEMO_KTO: Mapping[str, Any] = {
 """``gpt_kto.yaml``, and the KL of ``megatron_gpt_kto_model.py``."""
 _NEMO_RM: Mapping[str, Any] = {**_NEMO_JUDGED, "model.micro_batch_size": 2}
 """``training_rm.yaml``."""
+_NEMO_PPO: Mapping[str, Any] = {
+    **_NEMO_OPTIM,
+    "model.optim.lr": 9e-7,
+    "model.optim.weight_decay": 0.1,
+    "model.optim.sched.min_lr": 9e-8,
+    "model.global_batch_size": 64,
+    "model.data.train_ds.shuffle": True,
+    "model.ppo.advantage": "gae",
+    "model.ppo.num_rollout_samples": 512,
+    "model.ppo.stop": ("<|endoftext|>", "<extra_id_1>"),
+    "model.ppo.initial_policy_kl_penalty": 0.01,
+    "model.ppo.kl_in": "reward",
+    "model.ppo.kl_estimator": "abs",
+    "model.ppo.gae_lambda": 0.95,
+    "model.ppo.normalize_advantages": True,
+    "model.ppo.unfinished": "mask",
+    "model.ppo.critic_lr": 9e-6,
+    "model.ppo.loss_clip_val": 0.2,
+    "exp_manager.checkpoint_callback_params.save_top_k": 1,
+}
+"""``gpt_ppo_actor.yaml`` and ``gpt_ppo_critic.yaml``."""
 
 _TRL: Mapping[str, Any] = {
     "model.optim.weight_decay": 0.0,
@@ -98,10 +119,33 @@ _TRL_KTO: Mapping[str, Any] = {
 """``KTOConfig``; a mismatched row takes the answer before its own."""
 _TRL_RM: Mapping[str, Any] = {**_TRL, "model.optim.lr": 1e-4, "trainer.rm.max_epochs": 3}
 """``RewardConfig``."""
+_TRL_PPO: Mapping[str, Any] = {
+    **{key: value for key, value in _TRL.items() if key != "model.data.train_ds.max_seq_length"},
+    "model.optim.lr": 1e-6,
+    "model.data.train_ds.shuffle": True,
+    "model.ppo.advantage": "grpo",
+    "model.ppo.group": 8,
+    "model.ppo.num_rollout_samples": 8,
+    "model.ppo.scale_rewards": "group",
+    "model.ppo.max_new_tokens": 512,
+    "model.ppo.min_new_tokens": 0,
+    "model.ppo.initial_policy_kl_penalty": 0.0,
+    "model.ppo.ratio_eps": 0.2,
+    "model.ppo.loss_average": "tokens",
+    "model.ppo.unfinished": "learn",
+    "trainer.ppo.max_epochs": 3,
+}
+"""``GRPOConfig``: one prompt a step, the loss ``dapo``, no reference policy."""
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    NEMO_ALIGNER: {"sft": _NEMO_SFT, "dpo": _NEMO_DPO, "kto": _NEMO_KTO, "rm": _NEMO_RM},
-    TRL: {"sft": _TRL_SFT, "dpo": _TRL_DPO, "kto": _TRL_KTO, "rm": _TRL_RM},
+    NEMO_ALIGNER: {
+        "sft": _NEMO_SFT,
+        "dpo": _NEMO_DPO,
+        "kto": _NEMO_KTO,
+        "rm": _NEMO_RM,
+        "ppo": _NEMO_PPO,
+    },
+    TRL: {"sft": _TRL_SFT, "dpo": _TRL_DPO, "kto": _TRL_KTO, "rm": _TRL_RM, "ppo": _TRL_PPO},
 }
 """Name -> algorithm -> values by dotted key."""
 
@@ -118,12 +162,17 @@ NOTES: Mapping[str, Mapping[str, str]] = {
         "kto": f"the KL is a micro-batch's, so it depends on --mbs and data-parallel size; {_NEMO_PAIRS} "
         "A mismatched row passes over answers to its own prompt, which NeMo-Aligner does not.",
         "rm": "rows that are too long are dropped; the head stays fp32, where NeMo-Aligner's is bf16.",
+        "ppo": "losses are means over the tokens of a global batch, NeMo-Aligner's over those of micro-batches "
+        "first; warm-up and schedule count steps, a rollout each, NeMo-Aligner's count updates, 8 a step; the "
+        "softmax counts padding columns, so losses depend on --tp; draws and minibatches are ours.",
     },
     TRL: {
         "sft": f"{_TRL_ORDER.removesuffix('.')}; of messages TRL trains every token, which is --mask none.",
         "dpo": _TRL_ORDER,
         "kto": f"{_TRL_ORDER} A mismatched row passes over answers to its own prompt, which TRL does not.",
         "rm": _TRL_ORDER,
+        "ppo": "GRPO as GRPOTrainer does it, but over the rewards' deviation + 1e-6, where TRL has 1e-4; prompts "
+        "and draws come in our order. RLOOTrainer's defaults are --advantage rloo --group 2 --kl 0.05.",
     },
 }
 """What is worth knowing about each, after its name."""

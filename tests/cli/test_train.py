@@ -71,11 +71,16 @@ def test_what_cannot_work_is_refused_before_any_rank_starts(folder, flags, code,
     assert not (folder / "runs").exists()
 
 
-def test_a_reference_that_is_not_there_is_refused_before_any_rank_starts(folder):
-    dpo = ["dpo", "--ckpt", ARCHIVE, "--data", "train.jsonl", "--ref", "none.nemo"]
-    ended = run(*dpo, cwd=folder)
+@pytest.mark.parametrize(
+    ("command", "flag"), [(["dpo"], "--ref"), (["ppo", "--reward", ARCHIVE], "--critic")]
+)
+def test_a_model_that_is_not_there_is_refused_before_any_rank_starts(folder, command, flag):
+    ended = run(
+        *(*command, "--ckpt", ARCHIVE, "--data", "train.jsonl", flag, "none.nemo"), cwd=folder
+    )
     assert ended.code == 3
-    assert "There is nothing at none.nemo; --ref names it." in ended.err
+    assert f"There is nothing at none.nemo; {flag} names it." in ended.err
+    assert ended.err.count("\n") == 1
     assert "torch" not in ended.modules
 
 

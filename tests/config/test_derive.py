@@ -1,8 +1,12 @@
 """Defaults that follow from other settings."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nemoalign.config.layers import Said
+from nemoalign.config.merge import merge_run
+from nemoalign.errors import ConfigError
 from tests.config.merging import merge
 
 LR = "model.optim.lr"
@@ -47,3 +51,30 @@ def test_nemos_other_schedules_end_at_nothing(tmp_path):
 
     assert lowest("WarmupAnnealing") == 0.0
     assert lowest("linear") > 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "longest"),
+    [
+        ([], 256),
+        (["model.ppo.max_new_tokens=100"], 412),
+        (["model.data.train_ds.max_seq_length=500"], 256),
+        (["model.data.train_ds.max_seq_length=200"], 200),
+        (["model.data.seq_length=${model.encoder_seq_length}"], 256),
+    ],
+)
+def test_prompts_leave_room_for_their_answers(sets, longest):
+    found = merge_run("ppo", Said(sets=sets, environ={}))
+    assert found.config.model.data.train_ds.max_seq_length == longest
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (Said(flags={"model.ppo.max_new_tokens": "600"}, environ={}), "600 leaves 0 of"),
+        (Said(sets=["model.ppo.max_new_tokens=511"], environ={}), r"511 \(--set\) leaves 1 of"),
+    ],
+)
+def test_answers_that_leave_prompts_no_room_are_refused(said, says):
+    with pytest.raises(ConfigError, match=f"--max-new-tokens {says} --seq-len 512"):
+        merge_run("ppo", said)

@@ -52,6 +52,12 @@ def test_text_is_taken_as_it_stands(tmp_path, written, template):
     assert merge(tmp_path, environ=environ).tree == merged.tree
 
 
+def test_a_typed_number_can_be_reckoned_with(tmp_path):
+    text = "model: {global_batch_size: '${multiply:${model.micro_batch_size},3}'}"
+    merged = merge(tmp_path, [text], flags={"model.micro_batch_size": "2"})
+    assert merged.config.model.global_batch_size == 6
+
+
 def test_lists_of_files_come_as_yaml_or_alone(tmp_path):
     key = "model.data.train_ds.file_path"
     for written, count in (("[a.jsonl,b.jsonl]", 2), ("a.jsonl:0.5", 1), ("a,b.jsonl", 1)):
@@ -67,7 +73,7 @@ def test_only_names_with_two_underscores_in_the_environment_are_settings():
 
 
 def test_a_mandatory_value_that_is_missing_is_nothing_given():
-    layer = tree_layer({"model": {"restore_from_path": "???", "seed": 1}}, "x.yaml")
+    layer = tree_layer({"model": {"restore_from_path": "???", "seed": 1}}, "x.yaml", ENTRIES)
     assert values_of(layer) == {"model.seed": 1}
 
 
@@ -80,7 +86,7 @@ def test_keys_move_to_our_name_and_interpolations_follow():
             }
         }
     }
-    assert values_of(tree_layer(tree, "x.yaml")) == {
+    assert values_of(tree_layer(tree, "x.yaml", ENTRIES)) == {
         "model.micro_batch_size": 2,
         "model.global_batch_size": "${model.micro_batch_size}",
         "model.data.validation_ds.micro_batch_size": "${model.micro_batch_size}",
@@ -90,15 +96,15 @@ def test_keys_move_to_our_name_and_interpolations_follow():
 def test_one_file_may_not_say_two_things():
     tree = {"model": {"micro_batch_size": 1, "data": {"train_ds": {"micro_batch_size": 2}}}}
     with pytest.raises(ConfigError, match=r"x\.yaml sets model\.micro_batch_size twice"):
-        tree_layer(tree, "x.yaml")
+        tree_layer(tree, "x.yaml", ENTRIES)
     mirror = {
         "trainer": {"max_time": None},
         "exp_manager": {"max_time_per_run": "${trainer.max_time}"},
     }
-    assert values_of(tree_layer(mirror, "x.yaml")) == {"trainer.max_time": None}
+    assert values_of(tree_layer(mirror, "x.yaml", ENTRIES)) == {"trainer.max_time": None}
 
 
 def test_stacking_keeps_the_last_and_forgets_what_is_dropped():
-    low = tree_layer({"a": {"b": 1, "c": 2}, "ab": 3}, "low")
+    low = tree_layer({"a": {"b": 1, "c": 2}, "ab": 3}, "low", ENTRIES)
     high = sets_layer(["~a", "d=4"], ENTRIES, int)
     assert stack([low, high]) == {"ab": Given(3, "low"), "d": Given(4, "--set")}

@@ -20,7 +20,8 @@ TRAINING = [name for name, row in ALGORITHMS.items() if row.settings.trains]
 @pytest.mark.parametrize("algorithm", TRAINING)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_value_is_taken_and_says_where_it_came_from(name, algorithm):
-    found = merged(name, algorithm)
+    # TRL's answers leave a sequence of 512 tokens no room for a prompt.
+    found = merged(name, algorithm, flags={"model.encoder_seq_length": "600"})
     entries = ALGORITHMS[algorithm].entries()
     assert found.notes == [f"--preset {name}: {NOTES[name][algorithm]}"]
     for key, value in PRESETS[name][algorithm].items():
@@ -49,6 +50,38 @@ def test_peers_losses_of_pairs_and_labels():
         "global_batch",
         "previous",
     )
+
+
+def test_reinforcement_with_a_critic_as_nemo_aligner_has_it():
+    found = merged("nemo-aligner", "ppo").config
+    own, optim = found.model.algorithm, found.model.optim
+    assert (own.advantage, own.prompts, own.answers, own.whitens) == ("gae", 512, 1, True)
+    assert (own.initial_policy_kl_penalty, own.kl_place, own.kl_kind) == (0.01, "reward", "abs")
+    assert (own.gae_lambda, own.unfinished, own.critic_lr) == (0.95, "mask", 9e-6)
+    assert (optim.lr, optim.betas, optim.weight_decay) == (9e-7, (0.9, 0.98), 0.1)
+    assert (optim.sched.name, optim.sched.warmup_steps) == ("CosineAnnealing", 10)
+    assert (optim.sched.constant_steps, optim.sched.min_lr) == (1000, 9e-8)
+    assert (found.model.global_batch_size, found.model.softmax_over_padding) == (64, True)
+    assert own.max_new_tokens == 256
+
+
+def test_reinforcement_by_groups_as_trl_has_it():
+    found = merged("trl", "ppo", sets=["model.encoder_seq_length=1024"]).config
+    own, optim = found.model.algorithm, found.model.optim
+    assert (own.advantage, own.prompts, own.answers, own.whitens) == ("grpo", 1, 8, False)
+    assert (own.initial_policy_kl_penalty, own.kl_place, own.has_critic) == (0.0, "loss", False)
+    assert (own.scale_rewards, own.leave_one_out, own.loss_average) == ("group", False, "tokens")
+    assert (own.ratio_eps, own.unfinished, own.max_new_tokens) == (0.2, "learn", 512)
+    assert (optim.lr, optim.betas, optim.sched.name) == (1e-6, (0.9, 0.999), "linear")
+    assert found.model.data.train_ds.max_seq_length == 512
+    # An algorithm of one's own brings its own places for the KL.
+    rloo = merged("trl", "ppo", sets=["model.encoder_seq_length=1024", "model.ppo.advantage=rloo"])
+    assert rloo.config.model.algorithm.kl_place == "reward"
+
+
+def test_answers_longer_than_the_sequence_are_laid_to_the_preset():
+    with pytest.raises(ConfigError, match=r"--max-new-tokens 512 \(--preset trl\) leaves 0"):
+        merged("trl", "ppo")
 
 
 def test_a_person_and_a_checkpoint_win_over_it():
