@@ -64,6 +64,8 @@ class SftSettings:
     add_eos: bool = True
     overlong: Literal["truncate", "drop"] = "truncate"
     """What becomes of a row that is longer than ``max_seq_length``."""
+    only_prompts: bool = False
+    """Answers are left away: the policy writes them itself."""
     mask: Mask = "assistant"
     turns: TurnTokens = field(default_factory=TurnTokens)
     """What stands around the turns of NeMo's own chat rows."""

@@ -18,7 +18,7 @@ from nemoalign.errors import DataError
 if TYPE_CHECKING:
     from nemoalign.data.tokenizer import Tokenizer
 
-_STAND_IN = "."
+STAND_IN = "."
 """An answer for rows without one, so that they are read as any other; it is never used."""
 
 
@@ -49,7 +49,7 @@ def read_prompt(
 ) -> Prompt:
     """Return the prompt of one row; see ``read_prompts``."""
     template = settings.template()
-    full = _answered(record, template)
+    full = answered(record, template)
     try:
         row = choose_schema_of(full, template, settings.format).read(full)
         ids, end = _ids(row, tokenizer, settings, template)
@@ -70,22 +70,25 @@ def made_prompt(
     return Prompt(tuple(int(token) for token in ids), frozenset(stop_ids), where)
 
 
-def _answered(record: Mapping[str, Any], template: PromptTemplate) -> dict[str, Any]:
+def answered(record: Mapping[str, Any], template: PromptTemplate) -> dict[str, Any]:
     """Return a record that ends with an answer, its own or a stand-in."""
     full = dict(record)
     messages, turns = record.get("messages"), record.get("conversations")
     if isinstance(messages, list) and messages and _get(messages[-1], "role") != "assistant":
-        full["messages"] = [*messages, {"role": "assistant", "content": _STAND_IN}]
+        full["messages"] = [*messages, {"role": "assistant", "content": STAND_IN}]
     if isinstance(turns, list) and turns:
         speaker = str(_get(turns[-1], "from"))
         if speaker in ("human", "user", "system"):
-            full["conversations"] = [*turns, {"from": "gpt", "value": _STAND_IN}]
+            full["conversations"] = [*turns, {"from": "gpt", "value": STAND_IN}]
         elif speaker in str(record.get("mask", "User")):
-            full["conversations"] = [*turns, {"from": "Assistant", "value": _STAND_IN}]
+            full["conversations"] = [*turns, {"from": "Assistant", "value": STAND_IN}]
+    asks = {"messages", "conversations", "instruction", "prompt", "input_ids", *template.keys}
+    if "text" in full and asks.isdisjoint(full.keys() - {template.label_key}):
+        full["prompt"] = full["text"]  # as NeMo-Aligner's prompts are written (RLHFDataset)
     for question, answer in (("instruction", "output"), ("prompt", "completion")):
-        if question in record:
-            full.setdefault(answer, _STAND_IN)
-    full.setdefault(template.label_key, _STAND_IN)
+        if question in full:
+            full.setdefault(answer, STAND_IN)
+    full.setdefault(template.label_key, STAND_IN)
     return full
 
 
@@ -124,7 +127,7 @@ def _chat(row: ChatRow, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     if not messages:
         raise DataError("has no message before the answer.")
     text = tokenizer.render_chat(messages, add_generation_prompt=True, tools=row.tools)
-    answer = {"role": "assistant", "content": _STAND_IN}
+    answer = {"role": "assistant", "content": STAND_IN}
     whole = tokenizer.render_chat([*messages, answer], add_generation_prompt=False, tools=row.tools)
-    ending = whole.rpartition(_STAND_IN)[2].strip()
+    ending = whole.rpartition(STAND_IN)[2].strip()
     return tokenizer.encode(text), tokenizer.encode(ending)[:1] if ending else []

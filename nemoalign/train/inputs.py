@@ -18,12 +18,15 @@ from nemoalign.data.judged import JudgedDataset, LabelDataset, PairDataset
 from nemoalign.data.nemo_chat import TurnTokens
 from nemoalign.data.packing import measure_waste
 from nemoalign.data.parts import Part
+from nemoalign.data.prompt_rows import PromptDataset
 from nemoalign.data.prompts import read_prompts
 from nemoalign.data.rewards import reward_rows
 from nemoalign.data.sampler import GlobalSampler
+from nemoalign.errors import DataError
 from nemoalign.train.answers import FixedPrompts
 from nemoalign.train.feed import Feed, Feeds
 from nemoalign.train.prefetch import PrefetchingFeed
+from nemoalign.train.questions import QuestionFeed
 from nemoalign.train.schedule import LoopSettings, resolved
 
 if TYPE_CHECKING:
@@ -34,7 +37,12 @@ if TYPE_CHECKING:
 _JUDGED_ROWS = 4096
 
 SPLITS = ("train", "validation", "test")
-DATASETS = {"texts": SftDataset, "pairs": PairDataset, "labels": LabelDataset}
+DATASETS = {
+    "texts": SftDataset,
+    "pairs": PairDataset,
+    "labels": LabelDataset,
+    "prompts": PromptDataset,
+}
 """What an algorithm's rows are read as."""
 
 
@@ -76,9 +84,10 @@ def read_inputs(config: RunConfig, tokenizer: Tokenizer) -> Inputs:
     test = _dataset(data.test_ds.file_path, config, tokenizer, SPLITS[2])
     sampler = None
     if train is not None and config.trainer.loop.max_steps != 0:
+        _check_prompts(len(train), config)
         sampler = GlobalSampler(
             total_samples=len(train),
-            global_batch_size=config.model.global_batch_size,
+            global_batch_size=rows_of_step(config),
             seed=config.model.seed,
             shuffle=config.model.data.train_ds.shuffle,
             # Where it does make a difference, as for a mean per micro-batch, rows stay in their order.
@@ -96,6 +105,8 @@ def make_feeds(
     train = None
     if inputs.train is not None and inputs.sampler is not None:
         feed = PrefetchingFeed if inputs.train.has_large else Feed
+        if isinstance(inputs.train, PromptDataset):
+            feed = QuestionFeed
         train = feed(
             inputs.train, inputs.sampler, **_share(inputs.train, config, layout, dp_rank, eos_id)
         )
@@ -111,16 +122,35 @@ def measuring_feed(
 ) -> Feed:
     """Return this rank's share of rows that are computed once, in file order."""
     sources = rows.sources if len(rows.files) > 1 else []
+    asks = isinstance(rows, PromptDataset)
+    own: Any = config.model.algorithm
+    count = min(len(rows), own.num_val_samples or len(rows)) if asks else len(rows)
     order = GlobalSampler(
-        total_samples=len(rows),
-        global_batch_size=config.model.global_batch_size,
+        total_samples=count,
+        global_batch_size=own.num_rollout_samples if asks else config.model.global_batch_size,
         shuffle=False,
         drop_last=False,
         lengths=rows.lengths if _may_sort(config) else None,
-        borders=[end for _, end in sources[:-1]],
+        borders=[end for _, end in sources[:-1] if end < count],
     )
     share = _share(rows, config, layout, dp_rank, eos_id)
-    return Feed(rows, order, **share, sources=sources)
+    return (QuestionFeed if asks else Feed)(rows, order, **share, sources=sources)
+
+
+def rows_of_step(config: RunConfig) -> int:
+    """Return how many rows of its data a run takes in one step."""
+    own: Any = config.model.algorithm
+    return own.prompts if own.rows == "prompts" else config.model.global_batch_size
+
+
+def _check_prompts(count: int, config: RunConfig) -> None:
+    own: Any = config.model.algorithm
+    if own.rows == "prompts" and count < own.prompts:
+        raise DataError(
+            f"The training data has {count} usable prompts, fewer than the {own.prompts} of one step "
+            f"(--rollouts {own.num_rollout_samples}, {own.answers} answers to each). Use --rollouts "
+            f"{count * own.answers} or less, or each prompt more often: --data FILE:{-(-own.prompts // count)}"
+        )
 
 
 def _share(
@@ -145,6 +175,8 @@ def _share(
 def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return what packing does to an epoch, judged by its first rows; nothing without packing."""
     sampler, train = inputs.sampler, inputs.train
+    if isinstance(train, PromptDataset):
+        return []
     capacity = None if train is None else _pack_capacity(train, config)
     if capacity is None or sampler is None or train is None:
         return []
@@ -163,6 +195,8 @@ def packing_report(inputs: Inputs, config: RunConfig, layout: ParallelLayout) ->
 def _may_sort(config: RunConfig) -> bool:
     """True when it makes no difference which rows of a global batch share a micro-batch."""
     own = config.model.algorithm
+    if own.rows == "prompts":
+        return False
     averages_micro_batches = getattr(own, "loss_average", None) == "micro_batches"
     return not averages_micro_batches and getattr(own, "kl_estimate", None) != "micro_batch"
 
@@ -253,7 +287,7 @@ def _limits(config: RunConfig, sampler: GlobalSampler | None) -> LoopSettings:
     return LoopSettings(
         max_steps=max_steps,
         steps_per_epoch=per_epoch,
-        global_batch_size=config.model.global_batch_size,
+        global_batch_size=rows_of_step(config),
         val_every=loop.val_check_interval.steps(per_epoch),
         save_every=loop.save_interval.steps(per_epoch),
         max_seconds=config.trainer.max_time.seconds if config.trainer.max_time else None,

@@ -67,6 +67,9 @@ class Learner:
         """Take nothing: a step is short, and the loop asks after each."""
         del agree
 
+    def close(self) -> None:
+        """End nothing: it works in this process alone."""
+
     def step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
         """Take one optimizer step at ``lr``. Collective: every rank brings as many micro-batches."""
         for chunk in self.chunks:

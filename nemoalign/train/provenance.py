@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nemoalign
@@ -55,6 +57,33 @@ def run_config_yaml(
         "seed": run.model.seed,
     }
     return dump_checkpoint_config(config)
+
+
+def critic_config_yaml(merged: Merged, config: Mapping[str, Any], path: Path) -> str:
+    """Return the configuration that a critic's checkpoints carry: its start's, as a reward model of one output.
+
+    Args:
+        merged: the run.
+        config: of the checkpoint that the critic started from.
+        path: where that lies.
+    """
+    run, made = merged.config, copy.deepcopy(dict(config))
+    made["precision"] = run.trainer.precision
+    made["tensor_model_parallel_size"] = run.model.tensor_model_parallel_size
+    made["pipeline_model_parallel_size"] = run.model.pipeline_model_parallel_size
+    made |= reward_settings(1, averages=False)
+    for name in ("peft", "restore_from_path", "reward_standardization"):
+        made.pop(name, None)
+    if run.model.peft.peft_scheme == "lora":
+        made["peft"] = merged.tree["model"]["peft"]
+        made["restore_from_path"] = str(path)
+    made["nemoalign"] = {
+        "version": nemoalign.__version__,
+        "algorithm": merged.algorithm,
+        "role": "critic",
+        "from": str(path),
+    }
+    return dump_checkpoint_config(made)
 
 
 def _reward(own: Any, num_attributes: int) -> dict[str, Any]:

@@ -87,6 +87,10 @@ class Trainee(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what works beside this process; nothing is asked of it any more."""
+        ...
+
     def step(self, micro_batches: Sequence[Any], lr: float) -> StepResult:
         """Learn from this rank's part of a global batch. Collective.
 
