@@ -32,3 +32,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory):
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     """What the commands keep for later starts is kept for these tests alone."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def nouns_made(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny model that learned to answer a little, with prompts and rewards that teach it more."""
+    from tests.rollouts import nouns
+
+    return nouns.make(tmp_path_factory.mktemp("nouns"))

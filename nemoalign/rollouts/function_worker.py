@@ -7,6 +7,7 @@ of rewards.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -78,7 +79,8 @@ def _become_a_bystander(channel: socket.socket) -> None:
 
 def _listen(channel: socket.socket, asked: queue.SimpleQueue[bytes]) -> None:
     """Queue what is asked; die, with all that the function started, when nobody asks any more."""
-    with channel.makefile("rb") as lines:
+    # Who asks may be gone before it has read our last words, and the system calls that an error.
+    with contextlib.suppress(OSError), channel.makefile("rb") as lines:
         for line in lines:
             asked.put(line)
     if os.getpgrp() == os.getpid():

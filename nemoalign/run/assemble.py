@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,13 @@ from megatron.core import parallel_state
 
 from nemoalign.config.algorithms import ALGORITHMS
 from nemoalign.log import speaking_rank
-from nemoalign.model.build import ModelSettings, build_model
-from nemoalign.model.lora_settings import LoraSettings, lora_settings
+from nemoalign.model.lora_settings import lora_settings
+from nemoalign.rollouts.trainee import PpoTrainee
+from nemoalign.run.built import built_model, trained_architecture
 from nemoalign.run.policies import give_reference, load_policy
+from nemoalign.run.ppo import ppo_trainee, tell_warnings
 from nemoalign.run.reference_cache import CacheWork
-from nemoalign.run.reward import learns_bias
-from nemoalign.train.algorithm import load_algorithm
+from nemoalign.train.algorithm import Algorithm, load_algorithm
 from nemoalign.train.archiving import Archiver
 from nemoalign.train.checkpointing import Checkpointer, Contents
 from nemoalign.train.inputs import make_feeds
@@ -27,7 +28,6 @@ from nemoalign.train.rotation import Rotation
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
-    from nemoalign.config.architecture import Architecture
     from nemoalign.config.merged import Merged
     from nemoalign.config.schema import RunConfig
     from nemoalign.log import Reporter
@@ -59,6 +59,32 @@ def assemble(
         give_reference(algorithm, config, made, chunks, work)
     else:
         load_policy(chunks, config, made)
+    learner = _learner(config, made, algorithm, chunks, backend, reporter)
+    trainee, others = learner, {}
+    if config.model.algorithm.rows == "prompts":
+        trainee, others = ppo_trainee(merged, made, learner, reporter)
+    trainer = Trainer(
+        trainee,
+        made.inputs.limits,
+        feeds=feeds,
+        checkpointer=_checkpointer(merged, made, learner, reporter, others),
+        records=records,
+        reporter=reporter,
+    )
+    if isinstance(trainee, PpoTrainee):
+        tell_warnings(trainee, trainer)
+    return trainer
+
+
+def _learner(
+    config: RunConfig,
+    made: Prepared,
+    algorithm: Algorithm,
+    chunks: list[GPTModel],
+    backend: Backend,
+    reporter: Reporter,
+) -> Learner:
+    """Return the model with its optimizer, and say what it learns."""
     if not made.inputs.limits.max_steps:
         for chunk in chunks:
             chunk.requires_grad_(False)  # so that no gradients and master weights are kept
@@ -76,18 +102,15 @@ def assemble(
         reporter.say(
             "the routers' own losses are left out: they are a token's, and this one a row's"
         )
-    return Trainer(
-        learner,
-        made.inputs.limits,
-        feeds=feeds,
-        checkpointer=_checkpointer(merged, made, learner, reporter),
-        records=records,
-        reporter=reporter,
-    )
+    return learner
 
 
 def _checkpointer(
-    merged: Merged, made: Prepared, learner: Learner, reporter: Reporter
+    merged: Merged,
+    made: Prepared,
+    learner: Learner,
+    reporter: Reporter,
+    others: Mapping[str, tuple[Learner, Contents]],
 ) -> Checkpointer:
     """Return what saves and restores this run; rank 0's also makes archives when asked."""
     config = merged.config
@@ -108,36 +131,9 @@ def _checkpointer(
     in_background = keep.async_save
     if in_background is None:
         in_background = learner.backend.name == "cuda"
-    return Checkpointer(rotation, learner, contents, in_background=in_background, archiver=archiver)
-
-
-def built_model(config: RunConfig, made: Prepared, lora: LoraSettings | None) -> list[GPTModel]:
-    """Build this rank's part of the model."""
-    return build_model(
-        trained_architecture(config, made.arch),
-        made.source.vocab_size,
-        made.layout,
-        precision=config.trainer.precision,
-        settings=ModelSettings(
-            hidden_dropout=config.model.hidden_dropout,
-            attention_dropout=config.model.attention_dropout,
-            recompute=config.model.activations_checkpoint_granularity or "none",
-            seed=config.model.seed,
-            softmax_over_padding=config.model.softmax_over_padding,
-            reward_bias_learns=learns_bias(config),
-        ),
-        lora=lora,
+    return Checkpointer(
+        rotation, learner, contents, in_background=in_background, archiver=archiver, others=others
     )
-
-
-def trained_architecture(config: RunConfig, arch: Architecture) -> Architecture:
-    """Return what is built: without router losses where a run's own loss is no mean over tokens.
-
-    A router's loss is a sum over tokens, and the learner divides all gradients by one count.
-    """
-    if config.model.algorithm.counts_tokens:
-        return arch
-    return replace(arch, moe_aux_loss_coeff=0.0, moe_z_loss_coeff=None)
 
 
 def archive_prefix(merged: Merged) -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def load_policy(chunks: list[GPTModel], config: RunConfig, made: Prepared) -> None:
     """Fill this rank's part of the model with what training begins with."""
-    _load(chunks, policy_weights(config, made), made)
+    fill(chunks, policy_weights(config, made), made)
 
 
 def policy_weights(config: RunConfig, made: Prepared) -> TensorStore:
@@ -46,14 +46,14 @@ def give_reference(
     own: Any = config.model.algorithm
     other = own.reference_path
     weights = policy_weights(config, made) if other is None else _other_weights(other, config, work)
-    _load(chunks, weights, made)
+    fill(chunks, weights, made)
     if own.reference_cache:
         assert isinstance(algorithm, Preference), "only these have settings of a reference"
         algorithm.cached = work.fill(algorithm, chunks, weights)
     else:
         algorithm.reference = choose_reference(
             chunks,
-            has_fresh_adapters=_has_fresh_adapters(config),
+            has_fresh_adapters=has_fresh_adapters(config),
             on_host=own.reference_on_host,
             is_start=other is None,
         )
@@ -62,7 +62,7 @@ def give_reference(
         load_policy(chunks, config, made)
 
 
-def _has_fresh_adapters(config: RunConfig) -> bool:
+def has_fresh_adapters(config: RunConfig) -> bool:
     """True when a run's adapters add nothing before its first step."""
     peft = config.model.peft
     lora = lora_settings(peft)
@@ -84,5 +84,6 @@ def _other_weights(path: Path, config: RunConfig, work: CacheWork) -> TensorStor
     return source.weights
 
 
-def _load(chunks: list[GPTModel], weights: TensorStore, made: Prepared) -> None:
+def fill(chunks: list[GPTModel], weights: TensorStore, made: Prepared) -> None:
+    """Fill this rank's part of a model with some tensors."""
     load_weights(chunks, weights, made.arch, made.layout, made.source.vocab_size)

@@ -75,6 +75,8 @@ def check_writes_answers(source: Source) -> None:
 def learns_bias(config: RunConfig) -> bool:
     """True when the head's bias is learned; not from pairs, whose differences leave it nothing but noise."""
     own: Any = config.model.algorithm
+    if own.rows == "prompts":
+        return True  # of a critic: values have a height
     return own.rows == "rewards" and own.scores_answers and own.learn_bias
 
 

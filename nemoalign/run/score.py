@@ -25,7 +25,7 @@ from nemoalign.model.lora_settings import lora_settings
 from nemoalign.model.reward_head import attribute_shares
 from nemoalign.parallel.state import start
 from nemoalign.run.appearing import appearing, target_of
-from nemoalign.run.assemble import built_model
+from nemoalign.run.built import built_model
 from nemoalign.run.policies import load_policy
 from nemoalign.run.prepare import Prepared, prepare
 from nemoalign.train.algorithm import load_algorithm

@@ -68,7 +68,7 @@ def train(merged: Merged, reporter: Reporter, requests: Requests | None = None) 
         trainer = None
         try:
             trainer = assemble(merged, made, backend, records, reporter, requests)
-            with closing(trainer.checkpointer):
+            with closing(trainer.learner), closing(trainer.checkpointer):
                 _resume(trainer, merged.config, reporter)
                 _open_sinks(trainer, merged)
                 trainer.fit(requests)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import tiny
+from tests.run import roleplay
 
 SHORT = ["--precision", "fp32", "--gbs", 8, "--mbs", 4, "--max-steps", 2, "--lr", "1e-3"]
 
@@ -27,3 +28,9 @@ def made(tmp_path_factory) -> Path:
         *every_form,
     )  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory) -> Path:
+    """A tiny policy, reward models of it, prompts and a reward function."""
+    return roleplay.make(tmp_path_factory.mktemp("judged"))
