@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test soak quickstart preference completions flags format lint types layers bench clean
+.PHONY: help setup check test soak quickstart preference ppo completions flags format lint types layers bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,7 +34,8 @@ check: lint types layers  ## ruff, pyright, import-linter, the rules of the hous
 test: setup  ## every test, in one go
 	$(RUN) $(ONE_THREAD) python -m pytest $(AT_ONCE)
 
-soak: setup  ## the crash matrix: real runs killed, stopped, damaged, without room; SEED=n chooses the moments
+soak: setup  ## the crash matrix (real runs killed, stopped, damaged, without room; SEED=n chooses the moments), and every kind of ppo learns
+	$(RUN) $(ONE_THREAD) python -m tests.soak.learning
 	$(RUN) $(ONE_THREAD) python -m tests.soak.matrix --seed $(SEED)
 
 quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (downloads 98 MB once)
@@ -42,6 +43,9 @@ quickstart: setup  ## a real model: convert, inspect, fine-tune, export, ask (do
 
 preference: setup  ## the same model learns from real pairs (dpo) and labelled answers (kto), held-out curves
 	@$(RUN) bash examples/preference/preference.sh
+
+ppo: setup  ## the same model learns from rewards for its own answers (grpo, a Python function), held-out prompts
+	@$(RUN) bash examples/ppo/ppo.sh
 
 completions: setup  ## rewrite completions/ for bash, zsh and fish
 	$(RUN) python -m nemoalign.cli.completion completions
@@ -67,5 +71,5 @@ bench: setup  ## speed of sft, dpo, kto, generation, convert and export beside t
 	$(RUN) bash benchmarks/bench.sh "$(PYTHON)"
 
 clean:  ## remove what tests and the quickstart made; the virtual environment and downloads stay
-	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache/quickstart .cache/preference .cache/bench build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .cache/quickstart .cache/preference .cache/ppo .cache/bench build *.egg-info
 	find nemoalign tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,6 +90,8 @@ class Measures:
 
     def watch(self, metrics: Mapping[str, float]) -> str | None:
         """Return a warning where a rollout teaches little or nothing."""
+        if math.isnan(metrics["reward"]):
+            return "no answer of this step has a reward, so nothing was learned from it."
         if self.own.unfinished == "mask" and metrics["finished"] < FEW:
             return (
                 f"only {metrics['finished']:.0%} of the answers end within --max-new-tokens "

@@ -139,9 +139,10 @@ def test_the_first_update_proves_that_what_learns_is_what_wrote() -> None:
         ({}, {"finished": 0.4}, "only 40% of the answers end within --max-new-tokens 9"),
         ({"unfinished": "learn"}, {"finished": 0.4}, None),
         ({}, {"reward_std": 0.0}, "every answer of this step has the same reward"),
+        ({}, {"reward": math.nan}, "no answer of this step has a reward"),
     ],
 )
 def test_a_rollout_that_teaches_little_is_a_warning(changes, metrics, says) -> None:
     measures = Measures(PpoSettings(max_new_tokens=9, **changes), ["rm"])
-    found = measures.watch({"finished": 1.0, "reward_std": 0.5, **metrics})
+    found = measures.watch({"reward": 0.5, "finished": 1.0, "reward_std": 0.5, **metrics})
     assert found is None if says is None else found is not None and says in found
