@@ -67,7 +67,7 @@ types: setup  ## pyright
 layers: setup  ## import-linter: rooms import one way
 	$(RUN) lint-imports
 
-bench: setup  ## speed of sft, dpo, kto, generation, convert and export beside their peers (installs TRL in a second environment)
+bench: setup  ## speed of sft, dpo, kto, ppo, generation, convert and export beside their peers (installs TRL in a second environment)
 	$(RUN) bash benchmarks/bench.sh "$(PYTHON)"
 
 clean:  ## remove what tests and the quickstart made; the virtual environment and downloads stay

@@ -24,6 +24,9 @@ done
 python benchmarks/preference_speed.py dpo --name dpo_bf16 --precision bf16 --rounds 1 --steps 2 --gbs 2
 python benchmarks/preference_speed.py kto --name kto_bf16 --precision bf16 --rounds 1 --steps 2 --gbs 4
 python benchmarks/generation_speed.py
+for kind in grpo rloo; do
+    python benchmarks/ppo_speed.py $kind --name ${kind}_fp32 --rounds 2
+done
 python benchmarks/io_speed.py --name smollm2 --model "${NEMOALIGN_CACHE:-$PWD/.cache/nemoalign}/SmolLM2-135M-Instruct" --tp 3
 python benchmarks/io_speed.py --name 4gb --gigabytes 4
 python benchmarks/big_archive.py --gigabytes 20

@@ -35,6 +35,7 @@ def benchmark(monkeypatch):
     [
         ("sft_speed", "Tokens per second"),
         ("preference_speed", "Answers per second"),
+        ("ppo_speed", "whole reinforcement steps"),
         ("generation_speed", "Generated tokens per second"),
         ("io_speed", "Seconds of"),
         ("gpu_sft", "loss curve"),
@@ -103,6 +104,34 @@ def test_a_mismatched_row_is_a_prompt_with_the_answer_before_it(benchmark):
     ]
     assert module.mismatched_tokens(rows, 3, 1000) == (10 + 3) + (20 + 1) + (30 + 2)
     assert module.mismatched_tokens(rows, 2, 25) == (10 + 2) + (20 + 1) + 25
+
+
+def test_a_seed_asks_the_same_questions_and_vowels_are_a_share_of_letters(benchmark, tmp_path):
+    module = benchmark("ppo_work")
+    path = module.write_questions(tmp_path / "made" / "questions.jsonl", 12)
+    asked = module.read_questions(path)
+    assert asked == [row["messages"] for row in module.questions(12)]
+    assert asked[:6] == [row["messages"] for row in module.questions(6)]
+    assert len({turn["content"] for (turn,) in asked}) > 6
+    assert all(turn["role"] == "user" for (turn,) in asked)
+    assert module.vowels("aaa", "Bee, 12!") == 2 / 3
+    assert module.vowels("aaa", "12!") == 0
+
+
+def test_a_step_of_ppo_is_its_phases_and_the_first_one_is_left_out(benchmark):
+    module = benchmark("ppo_speed")
+    line = {"prompt_tokens": 36.5, "response_tokens": 64.0, "tokens_per_second": 201.0}
+    line |= {"seconds_write": 6.0, "seconds_score": 0.5, "seconds_look_back": 2.5}
+    phases = module.in_phases(line, 32)
+    assert phases == pytest.approx({"write": 6.0, "look_back": 3.0, "learn": 7.0})
+    options = module.parser().parse_args(["grpo"])
+    slow = {name: 100.0 for name in phases}
+    found = module.figures(options, [slow, phases, phases], [64.0] * 3)
+    assert found["answers_per_second"] == pytest.approx(2.0)
+    assert found["new_tokens_per_second"] == pytest.approx(128.0)
+    assert found["write_seconds"] == 6.0
+    with pytest.raises(SystemExit, match="64 were asked for"):
+        module.figures(options, [phases], [63.5])
 
 
 def test_a_ratio_compares_what_was_measured_in_the_same_round(benchmark):
