@@ -27,17 +27,24 @@ def told(run) -> list[dict]:
     ]
 
 
-def stop_in(monkeypatch, step: int) -> None:
-    """Ask this process to stop while the answers of a step are being written."""
-    real, calls = writing.generate, []
+def stop_in(monkeypatch, step: int) -> list[bool]:
+    """Ask this process to stop amid the answers of a step; return what is seen then: whether some are left."""
+    real, calls, seen = writing.generate, [], []
 
-    def generate(*arguments, **options):
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments, **options)
+    def generate(*arguments, go_on, **options):
+        calls.append([])
+
+        def asked(is_writing: bool) -> bool:
+            calls[-1].append(is_writing)
+            if len(calls) == step and len(calls[-1]) == 2:
+                seen.append(is_writing)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return go_on(is_writing)
+
+        return real(*arguments, go_on=asked, **options)
 
     monkeypatch.setattr(writing, "generate", generate)
+    return seen
 
 
 @pytest.mark.slow
@@ -49,8 +56,9 @@ def test_a_run_that_is_stopped_amid_writing_goes_on_as_if_it_never_was(
     expected = (nouns.ppo(nouns_made, whole, *KINDS[kind], steps=4), told(whole))[1]
     line = nouns.line(nouns_made, parted, *KINDS[kind], steps=4)
     with monkeypatch.context() as patch:
-        stop_in(patch, 3)
+        seen = stop_in(patch, 3)
         tiny.quickly(*line, code=75)
+    assert seen == [True], "there were answers left to write"
     assert told(parted) == expected[:2]
     assert len({entry["reward"] for entry in expected}) > 2
     tiny.quickly(*line)

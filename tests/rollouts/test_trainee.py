@@ -147,13 +147,48 @@ def test_rewards_are_learned(changes) -> None:
 
 def test_answers_depend_on_what_was_asked_before_and_on_nothing_else() -> None:
     kept: list[Rollout] = []
-    with stage.roles(stage.ONE, OWN, [Seen(REWARDS, kept=kept)]) as roles:
+    own = replace(OWN, group=2, num_rollout_samples=16)
+    with stage.roles(stage.ONE, own, [Seen(REWARDS * 2, kept=kept)]) as roles:
         trainee = trainee_of(roles)
         for consumed in (0, 8, 0):
             trainee.step(asked(consumed), 0.0)
-    first, second, again = ([answer.ids for answer in one.answers] for one in kept)
+        trainee.evaluate(asked())
+    first, second, again, measured = ([answer.ids for answer in one.answers] for one in kept)
     assert first == again
-    assert not set(first) & set(second)
+    assert len({*first, *second, *measured}) == 16 + 16 + 8
+
+
+def test_passes_over_a_rollout_take_its_answers_in_different_orders() -> None:
+    with stage.roles(stage.ONE, replace(OWN, critic_warmup_steps=9), [Seen(REWARDS)]) as roles:
+        shown: list[tuple] = []
+        trainee, learn = trainee_of(roles), roles.critic.step
+
+        def watched(batches, lr):
+            shown.append(tuple(sorted(float(b.fields["returns"].sum()) for b in batches)))
+            return learn(batches, lr)
+
+        roles.critic.step = watched
+        trainee.step(asked(), 1e-2)
+    assert len(shown) == len(set(shown)) == 4
+    assert sum(shown[0]) + sum(shown[1]) == pytest.approx(sum(shown[2]) + sum(shown[3]), abs=1e-4)
+
+
+def test_the_critic_learns_from_answers_that_do_not_end_too() -> None:
+    with stage.roles(stage.ONE, replace(OWN, unfinished="mask"), [stage.Fixed(REWARDS)]) as roles:
+        result = trainee_of(roles).step(asked(), 1e-2)
+        assert (roles.policy.updates, roles.critic.updates) == (0, 4)
+    assert (result.metrics["finished"], result.updates) == (0.0, 0)
+
+
+def test_a_value_heads_weight_is_no_matter_of_how_the_policy_is_averaged() -> None:
+    norms = {}
+    for average in ("tokens", "answers", "max_tokens"):
+        own = replace(
+            OWN, share_trunk=True, loss_average=average, value_loss_weight=1e4, ppo_epochs=1
+        )
+        with stage.roles(stage.ONE, own, [stage.Fixed(REWARDS)]) as roles:
+            norms[average] = trainee_of(roles).step(asked(), 0.0).grad_norm
+    assert norms == pytest.approx(dict.fromkeys(norms, norms["tokens"]), rel=1e-3)
 
 
 def test_the_critic_learns_alone_for_as_long_as_asked() -> None:
