@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron.core import parallel_state
@@ -31,7 +32,8 @@ def ppo_trainee(
     own: Any = config.model.algorithm
     casting = Casting(config, made, policy.backend, reporter)
     roles = casting.cast(policy)
-    for line in roles.memory(own.slots, made.arch, made.layout):
+    written = replace(made.arch, encoder_seq_length=config.model.encoder_seq_length)
+    for line in roles.memory(own.slots, written, made.layout):
         reporter.say(line)
     trainee = PpoTrainee(
         roles,
