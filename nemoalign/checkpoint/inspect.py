@@ -174,8 +174,8 @@ def _rope(source: Source) -> dict[str, Any]:
 
 
 def _size_bytes(path: Path, container: Container | None = None) -> int:
-    if container is None and path.is_file():
-        return path.stat().st_size
+    if container is None and not path.is_dir():
+        return path.stat().st_size if path.is_file() else 0  # whoever reads an address knows
     members = (container or open_container(path)).members
     return sum(region.size for region in members.values())
 

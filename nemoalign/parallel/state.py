@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 from torch._C._distributed_c10d import HashStore
 
 from nemoalign.errors import ConfigError
@@ -51,6 +52,8 @@ def start(layout: ParallelLayout, *, seed: int) -> Iterator[Backend]:
         yield backend
     finally:
         parallel_state.destroy_model_parallel()
+        # megatron-core keeps what routers log for as many layers as the first model had.
+        get_moe_layer_wise_logging_tracker().clear()
         if owns_world:
             torch.distributed.destroy_process_group()
 
