@@ -99,16 +99,6 @@ class FunctionProcess:
         return self._process.poll() is None
 
     @property
-    def has_hung_up(self) -> bool:
-        """True when its end of the line is closed, which comes before the system counts its end."""
-        try:
-            return self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    @property
     def is_late(self) -> bool:
         """True when it has taken longer than it may for what it does now."""
         return time.monotonic() >= self.deadline

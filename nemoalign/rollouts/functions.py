@@ -146,7 +146,7 @@ class RewardFunction:
 
     def _revive(self) -> None:
         """Have all processes again, as far as the system lets us: they may have died between calls."""
-        self._drop([p for p in self._processes if p.is_free and (p.has_hung_up or not p.is_alive)])
+        self._drop([p for p in self._processes if p.is_free and not p.is_alive])
         try:
             while len(self._processes) < self._workers:
                 self._processes.append(FunctionProcess(self.source, self._seconds))
